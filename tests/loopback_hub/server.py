@@ -1,0 +1,145 @@
+"""The HTTP side: a threaded server on 127.0.0.1 that logs requests, plays faults and asks the routes."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+
+from .errors import HubError
+from .faults import Fault, Faults
+from .repository import Repository
+from .routes import Response, answer
+
+
+@dataclass(frozen=True)
+class LoggedRequest:
+    """What a client asked and the status it got; header names are in lower case."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    status: int
+
+
+class LoopbackHub:
+    """A Hub for kernel repositories in `root`, which keeps them over restarts.
+
+    Args:
+        root: folder of the repositories, created when missing.
+        port: port on 127.0.0.1; 0 takes a free one.
+        trusted: namespaces whose publisher the Hub vouches for.
+        page_size: entries in one page of a tree listing.
+
+    Use it as a context manager, or call `start` and `stop`. `faults` makes requests fail, `requests` lists
+    those that came.
+    """
+
+    def __init__(
+        self, root: str | Path, port: int = 0, trusted: tuple[str, ...] = (), page_size: int = 1000
+    ) -> None:
+        self.root = Path(root)
+        self.trusted = frozenset(trusted)
+        self.page_size = page_size
+        self.faults = Faults()
+        self.requests: list[LoggedRequest] = []
+        self.stopped = False
+        self._repositories: dict[str, Repository] = {}
+        self._lock = threading.Lock()
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._server = _Server(("127.0.0.1", port), _Handler)
+        self._server.hub = self
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    @property
+    def url(self) -> str:
+        """The endpoint for `HF_ENDPOINT`."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def start(self) -> LoopbackHub:
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Stop answering and close the port."""
+        self.stopped = True
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def wait(self) -> None:
+        """Block until the server stops."""
+        self._thread.join()
+
+    def __enter__(self) -> LoopbackHub:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def repository(self, repo_id: str) -> Repository:
+        """Return the repository object of an id, existing or not; always the same one, for its lock."""
+        with self._lock:
+            folder = self.root / "kernels" / f"{repo_id}.git"
+            return self._repositories.setdefault(repo_id, Repository(folder))
+
+    def has_namespace(self, name: str) -> bool:
+        return (self.root / "kernels" / name).is_dir()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+    hub: LoopbackHub
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def handle_any(self) -> None:
+        hub, body = self.server.hub, self._read_body()
+        if hub.stopped:  # a connection kept alive must not outlive the server
+            self.close_connection = True
+            return
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        fault = hub.faults.take(self.command, self.path)
+        if fault:
+            fault.wait()
+        if fault and fault.status:
+            response = Response.error(HubError(fault.status, None, "Injected fault"))
+        else:
+            response = answer(hub, self.command, self.path, headers, body)
+        hub.requests.append(LoggedRequest(self.command, self.path, headers, response.status))
+        self._send(response, fault)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay silent: `LoopbackHub.requests` is the log."""
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _send(self, response: Response, fault: Fault | None) -> None:
+        body = fault.spoil(response.body) if fault else response.body
+        self.send_response(response.status)
+        for name, value in response.headers.items():
+            self.send_header(name, value.encode("ascii", "replace").decode())
+        self.send_header("Content-Length", str(len(response.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+        if len(body) < len(response.body):
+            self.close_connection = True
