@@ -1,0 +1,130 @@
+"""The command line: list, build, check, publish."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from builder.build import build_variant
+from builder.config import Repository, open_repository
+from builder.errors import BuilderError
+from builder.toolchain import find_toolchain
+from builder.variants import Variant, find_variant, known_variants
+
+console = Console()
+
+
+class _Commands(click.Group):
+    """Prints a BuilderError as the one paragraph it is and exits with status 1."""
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except BuilderError as error:
+            Console(stderr=True).print(
+                f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+            )
+            sys.exit(1)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=".",
+    help="The kernel repository: the folder of build.toml.  [default: the current folder]",
+)
+@click.pass_context
+def main(context: click.Context, root: Path) -> None:
+    """Compile, check and publish this kernel repository, without Nix and without a network."""
+    context.obj = root.resolve()
+
+
+@main.command("list")
+@click.pass_obj
+def list_command(root: Path) -> None:
+    """Show the variants, which can be built here, and why not the others."""
+    table = Table("variant", "can be built here", box=None, pad_edge=False)
+    for variant in known_variants(open_repository(root)):
+        reason = _why_not(variant)
+        table.add_row(variant.name, "[green]yes[/]" if reason is None else f"[yellow]no:[/] {reason}")
+    console.print(table)
+
+
+def _why_not(variant: Variant) -> str | None:
+    try:
+        find_toolchain(variant)
+    except BuilderError as error:
+        return str(error)
+    return None
+
+
+@main.command("build")
+@click.option("--variant", "names", multiple=True, metavar="NAME", help="Build this one; repeatable.")
+@click.option("--all", "everything", is_flag=True, help="Build every variant that can be built here.")
+@click.option(
+    "--capability",
+    "capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="Compile CUDA sources for this capability only; repeatable. For development: it makes CUDA builds "
+    "several times faster, and the metadata names what the binary really holds.",
+)
+@click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), help="Commands at a time.  [default: ninja's choice]"
+)
+@click.option("--clean", is_flag=True, help="Compile everything again.")
+@click.option("-v", "--verbose", is_flag=True, help="Print the commands.")
+@click.pass_obj
+def build_command(
+    root: Path,
+    names: tuple[str, ...],
+    everything: bool,
+    capabilities: tuple[str, ...],
+    jobs: int | None,
+    clean: bool,
+    verbose: bool,
+) -> None:
+    """Compile into build/<variant>/.
+
+    Without --variant or --all this builds the cpu variant of this machine: CUDA takes many times as long
+    and is built when asked for. Only what changed is compiled again.
+    """
+    repository = open_repository(root)
+    for variant in _selected(repository, names, everything):
+        built = build_variant(
+            repository, variant, console, capabilities=capabilities, jobs=jobs, clean=clean, verbose=verbose
+        )
+        what = f"{built.commands} commands" if built.commands or built.changed else "up to date"
+        console.print(
+            f"{built.folder.relative_to(root)}  {built.build_id}  ({what})", highlight=False, soft_wrap=True
+        )
+
+
+def _selected(repository: Repository, names: tuple[str, ...], everything: bool) -> list[Variant]:
+    if names and everything:
+        raise BuilderError("Give either --variant or --all, not both.")
+    if names:
+        return [find_variant(repository, name) for name in dict.fromkeys(names)]
+    known = known_variants(repository)
+    if everything:
+        known = [variant for variant in known if _why_not(variant) is None]
+    else:
+        known = [variant for variant in known if variant.backend == "cpu"]
+        here = [variant for variant in known if _on_this_machine(variant)]
+        known = here or known[:1]  # nothing fits: building the first says why
+    if not known:
+        raise BuilderError("No variant can be built here. `python -m builder list` says why.")
+    return known
+
+
+def _on_this_machine(variant: Variant) -> bool:
+    import platform
+
+    return platform.system() == "Linux" and platform.machine() == variant.platform.machine

@@ -1,0 +1,91 @@
+"""Assembles build/<variant>/ from the compiled module and the kernel's Python."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from kernels._rust import Digest, DigestAlgorithm
+
+from builder import __version__, templates
+from builder.ninja_file import MODULE, Plan
+from builder.source_state import SourceState
+
+METADATA = "metadata.json"
+
+
+def package_variant(plan: Plan, state: SourceState) -> tuple[Path, bool]:
+    """Make `build/<variant>/` hold exactly this build.
+
+    The folder is put together aside and then swapped in, so that no reader sees half of it.
+
+    Returns:
+        The folder, and whether anything in it changed.
+    """
+    stage = plan.work / "stage"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    _copy_python(plan, stage)
+    shutil.copyfile(plan.work / MODULE, stage / f"{plan.build_id}.abi3.so")
+    (stage / f"{plan.build_id}.abi3.so").chmod(0o755)
+    metadata = json.dumps(_metadata(plan, state, stage), indent=2) + "\n"
+    (stage / METADATA).write_text(metadata, encoding="utf-8")
+
+    target = plan.repository.root / "build" / plan.variant.name
+    if _same(stage, target):
+        return target, False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    old = plan.work / "old"
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    stage.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    return target, True
+
+
+def _copy_python(plan: Plan, stage: Path) -> None:
+    package = plan.repository.package
+    for source in sorted(package.rglob("*.py")):
+        target = stage / source.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    names = {"build_id": plan.build_id, "python_name": plan.repository.python_name}
+    (stage / "_ops.py").write_text(templates.OPS_PY.format(**names), encoding="utf-8")
+    shim = stage / plan.repository.python_name / "__init__.py"
+    shim.parent.mkdir(exist_ok=True)
+    shim.write_text(templates.IMPORT_SHIM_PY.format(**names), encoding="utf-8")
+
+
+def _metadata(plan: Plan, state: SourceState, stage: Path) -> dict:
+    """metadata.json in upstream's schema; `toolchain` is ours, and its reader ignores keys it does not know."""
+    repository = plan.repository
+    backend: dict = {"type": plan.variant.backend}
+    if archs := plan.archs():
+        backend["archs"] = archs
+    provenance: dict = {"kernel-builder": {"version": f"flash-rwkv-builder {__version__}"}}
+    if state.commit:
+        provenance["kernel"] = {"commit": state.commit, "dirty": state.dirty}
+    digest = Digest.hash_variant(DigestAlgorithm.SHA256, stage)
+    return {
+        "name": repository.name,
+        "id": plan.build_id,
+        "version": repository.version,
+        "license": repository.license,
+        "python-depends": list(repository.python_depends),
+        "backend": backend,
+        "digest": {"algorithm": str(digest.algorithm), "files": dict(sorted(digest.files.items()))},
+        "provenance": provenance,
+        "toolchain": plan.toolchain.versions(),
+    }
+
+
+def _same(left: Path, right: Path) -> bool:
+    """Whether two folders hold the same files; what Python caches beside them does not count."""
+    return right.is_dir() and _contents(left) == _contents(right)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    files = (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}

@@ -1,0 +1,193 @@
+"""What is on this machine: compiler, CUDA toolkit, Torch's headers, ninja."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.errors import BuilderError
+from builder.variants import Variant
+
+OLDEST_GCC = 11
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """A CUDA toolkit."""
+
+    nvcc: str
+    version: str  # full, e.g. "13.0.88"
+    root: Path
+    cudart: Path
+
+    @property
+    def include(self) -> Path:
+        return self.root / "include"
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """Everything one variant is compiled with."""
+
+    cxx: str
+    cxx_version: str
+    ninja: str
+    ninja_version: str
+    torch: Path
+    torch_version: str
+    python_include: Path
+    cuda: Cuda | None = None
+
+    def versions(self) -> dict[str, str]:
+        """Name and version of each tool, for the metadata."""
+        versions = {
+            "cxx": self.cxx_version,
+            "ninja": self.ninja_version,
+            "torch-headers": self.torch_version,
+        }
+        if self.cuda:
+            versions["nvcc"] = self.cuda.version
+        return versions
+
+
+def find_toolchain(variant: Variant) -> Toolchain:
+    """The tools for a variant.
+
+    Raises:
+        BuilderError: the first one that is missing or of a wrong version.
+    """
+    _require_machine(variant)
+    cxx, cxx_version = _find_gcc()
+    ninja, ninja_version = _find_ninja()
+    torch, torch_version = _find_torch(variant.torch)
+    return Toolchain(
+        cxx=cxx,
+        cxx_version=cxx_version,
+        ninja=ninja,
+        ninja_version=ninja_version,
+        torch=torch,
+        torch_version=torch_version,
+        python_include=_find_python_headers(),
+        cuda=_find_cuda(variant.platform.cuda) if variant.platform.cuda else None,
+    )
+
+
+def _run(*command: str) -> str:
+    """Standard output and error of a command, "" when it cannot be run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout + done.stderr
+
+
+def _require_machine(variant: Variant) -> None:
+    system, machine = platform.system(), platform.machine()
+    if (system, machine) != ("Linux", variant.platform.machine):
+        raise BuilderError(
+            f"{variant.name} is built on Linux on {variant.platform.machine}; this machine is {system} on {machine}."
+        )
+
+
+def _find_gcc() -> tuple[str, str]:
+    wanted = os.environ.get("CXX", "g++")
+    path = shutil.which(wanted)
+    if path is None:
+        raise BuilderError(
+            f"No C++ compiler: {wanted} is not on PATH. Install g++ {OLDEST_GCC} or newer "
+            "(Debian: apt-get install g++), or point CXX at one."
+        )
+    banner = _run(path, "--version").partition("\n")[0]
+    version = _run(path, "-dumpfullversion").strip()
+    if "Free Software Foundation" not in _run(path, "--version") or not version[:1].isdigit():
+        raise BuilderError(f"{path} is not GCC ({banner or 'it does not run'}). Point CXX at a g++.")
+    if int(version.split(".")[0]) < OLDEST_GCC:
+        raise BuilderError(f"{path} is GCC {version}; C++20 needs {OLDEST_GCC} or newer. Point CXX at one.")
+    return path, banner
+
+
+def _find_ninja() -> tuple[str, str]:
+    spec = importlib.util.find_spec("ninja")
+    if spec is not None:
+        import ninja
+
+        path = shutil.which("ninja", path=ninja.BIN_DIR)
+    else:
+        path = None
+    path = path or shutil.which("ninja")
+    if path is None:
+        raise BuilderError("No ninja: install it with `pip install ninja`.")
+    return path, _run(path, "--version").strip()
+
+
+def _find_torch(oldest: str) -> tuple[Path, str]:
+    """Torch's folder and version, without the seconds that importing it takes."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise BuilderError(
+            f"Torch is not installed in this Python. Install {oldest} or newer, any build of it: "
+            "`pip install torch`."
+        )
+    version = importlib.metadata.version("torch")
+    found, needed = (tuple(int(n) for n in v.split("+")[0].split(".")[:2]) for v in (version, oldest))
+    if found < needed:
+        raise BuilderError(
+            f"Torch {version} is installed, but the stable ABI of this kernel is that of {oldest} "
+            f"(stable-abi in build.toml). Install Torch {oldest} or newer."
+        )
+    root = Path(spec.submodule_search_locations[0])
+    if not (root / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
+        raise BuilderError(f"Torch {version} at {root} has no C++ headers. Install Torch from its wheel.")
+    return root, version
+
+
+def _find_python_headers() -> Path:
+    path = Path(sysconfig.get_paths()["include"])
+    if not (path / "Python.h").is_file():
+        raise BuilderError(
+            f"Python's headers are not at {path}. Install them (Debian: apt-get install python3-dev)."
+        )
+    return path
+
+
+def _find_cuda(wanted: str) -> Cuda:
+    candidates = [
+        os.environ.get("CUDACXX"),
+        os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc"),
+        shutil.which("nvcc"),
+        f"/usr/local/cuda-{wanted}/bin/nvcc",
+    ]
+    nvcc = next((path for path in candidates if path and shutil.which(path)), None)
+    if nvcc is None:
+        raise BuilderError(
+            f"No nvcc: this variant needs the CUDA {wanted} toolkit. Put its nvcc on PATH, or set CUDA_HOME."
+        )
+    match = re.search(r"release (\d+\.\d+), V([\d.]+)", _run(nvcc, "--version"))
+    release, version = match.groups() if match else ("unknown", "unknown")
+    if release != wanted:
+        raise BuilderError(
+            f"{nvcc} is of CUDA {release}, but this variant is made with CUDA {wanted}: its name promises "
+            f"that runtime. Put the nvcc of CUDA {wanted} first on PATH, or set CUDA_HOME."
+        )
+    return _cuda_toolkit(nvcc, version, wanted)
+
+
+def _cuda_toolkit(nvcc: str, version: str, wanted: str) -> Cuda:
+    """Where nvcc's own headers and runtime are; nvcc on PATH may be a wrapper or a link."""
+    match = re.search(r"^#\$ TOP=(.+)$", _run(nvcc, "--dryrun", "-c", "-x", "cu", os.devnull), re.MULTILINE)
+    if match is None:
+        raise BuilderError(f"{nvcc} does not say where its toolkit is (`nvcc --dryrun`). Is it complete?")
+    root = Path(match.group(1)).resolve()
+    soname = f"libcudart.so.{wanted.split('.')[0]}"
+    for folder in ("lib64", "lib", "targets/x86_64-linux/lib"):
+        if (root / folder / soname).is_file():
+            return Cuda(nvcc=nvcc, version=version, root=root, cudart=root / folder / soname)
+    raise BuilderError(f"{root} has no {soname}: install the CUDA runtime of that toolkit.")

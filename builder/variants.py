@@ -1,0 +1,66 @@
+"""Which variants there are, and what each of them needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from builder.config import Repository
+from builder.errors import BuilderError
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A backend on a machine. `cuda` is the toolkit's `major.minor`."""
+
+    backend: str
+    machine: str
+    cuda: str | None = None
+
+    @property
+    def tag(self) -> str:
+        """The backend as variant names spell it: `cpu`, `cu130`."""
+        return f"cu{self.cuda.replace('.', '')}" if self.cuda else self.backend
+
+
+PLATFORMS = (
+    Platform("cpu", "x86_64"),
+    Platform("cuda", "x86_64", cuda="13.0"),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One build of the repository: a platform and the oldest Torch it loads in."""
+
+    platform: Platform
+    torch: str
+
+    @property
+    def name(self) -> str:
+        """Its folder under build/, as the kernels loader parses it."""
+        p = self.platform
+        return f"torch-stable-abi{self.torch.replace('.', '')}-{p.tag}-{p.machine}-linux"
+
+    @property
+    def backend(self) -> str:
+        return self.platform.backend
+
+
+def known_variants(repository: Repository) -> list[Variant]:
+    """Every variant this builder knows how to make of a repository."""
+    return [
+        Variant(p, repository.stable_abi[p.backend]) for p in PLATFORMS if p.backend in repository.backends
+    ]
+
+
+def find_variant(repository: Repository, name: str) -> Variant:
+    """The variant of that name.
+
+    Raises:
+        BuilderError: unknown; the message names the known ones.
+    """
+    known = known_variants(repository)
+    for variant in known:
+        if variant.name == name:
+            return variant
+    raise BuilderError(f"Unknown variant {name}. Known: {', '.join(v.name for v in known)}.")
