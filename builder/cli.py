@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from builder.build import build_variant
+from builder.check import Finding, check_variants
 from builder.config import Repository, open_repository
 from builder.errors import BuilderError
 from builder.toolchain import find_toolchain
@@ -128,3 +130,32 @@ def _on_this_machine(variant: Variant) -> bool:
     import platform
 
     return platform.system() == "Linux" and platform.machine() == variant.platform.machine
+
+
+@main.command("check")
+@click.argument("folder", type=click.Path(path_type=Path), required=False, metavar="[DIR]")
+@click.pass_obj
+def check_command(root: Path, folder: Path | None) -> None:
+    """Check the variants under DIR (default: build/) and the kernel's sources.
+
+    ABI (manylinux_2_28, Python 3.9's abi3), libraries and symbols, instructions outside their instruction
+    set's namespace, metadata, digests, layout, and the static rules for Python. Any finding: exit status 1.
+    """
+    repository = open_repository(root)
+    with console.status("checking"):
+        names, findings = check_variants(repository, folder or root / "build")
+    _print_findings(["sources", *names], findings)
+    if findings:
+        sys.exit(1)
+
+
+def _print_findings(checked: list[str], findings: list[Finding]) -> None:
+    for finding in findings:
+        console.print(
+            f"[red]{escape(finding.where)}:[/] {escape(finding.what)}", highlight=False, soft_wrap=True
+        )
+    table = Table("checked", "findings", box=None, pad_edge=False)
+    for name in checked:
+        count = sum((f.where if f.where in checked else "sources") == name for f in findings)
+        table.add_row(name, f"[red]{count}[/]" if count else "[green]none[/]")
+    console.print(table)

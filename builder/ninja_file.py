@@ -72,7 +72,7 @@ def write_if_changed(path: Path, text: str) -> None:
 
 
 def gencode_flags(capabilities: tuple[str, ...]) -> list[str]:
-    """nvcc's flags for capabilities such as `9.0` (machine code) and `12.0+PTX` (that, and code to translate)."""
+    """nvcc's flags for capabilities such as `9.0` (machine code) and `12.0+PTX` (that, and PTX)."""
     flags = []
     for capability in capabilities:
         match = CAPABILITY.fullmatch(capability)

@@ -59,7 +59,7 @@ def _copy_python(plan: Plan, stage: Path) -> None:
 
 
 def _metadata(plan: Plan, state: SourceState, stage: Path) -> dict:
-    """metadata.json in upstream's schema; `toolchain` is ours, and its reader ignores keys it does not know."""
+    """metadata.json in upstream's schema; `toolchain` is ours: its reader ignores keys it does not know."""
     repository = plan.repository
     backend: dict = {"type": plan.variant.backend}
     if archs := plan.archs():

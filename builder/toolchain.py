@@ -93,7 +93,8 @@ def _require_machine(variant: Variant) -> None:
     system, machine = platform.system(), platform.machine()
     if (system, machine) != ("Linux", variant.platform.machine):
         raise BuilderError(
-            f"{variant.name} is built on Linux on {variant.platform.machine}; this machine is {system} on {machine}."
+            f"{variant.name} is built under Linux on {variant.platform.machine}; "
+            f"this is {system} on {machine}."
         )
 
 

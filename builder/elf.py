@@ -1,0 +1,66 @@
+"""Reads what the checks need from a shared object, with binutils."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from builder.errors import BuilderError
+
+DYNAMIC = re.compile(r"\((NEEDED|RPATH|RUNPATH)\).*\[(.*)\]")
+FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
+
+
+@dataclass
+class SharedObject:
+    """Dynamic section and dynamic symbols of one file."""
+
+    needed: list[str] = field(default_factory=list)
+    run_paths: list[str] = field(default_factory=list)
+    exported: list[str] = field(default_factory=list)
+    unversioned_imports: list[str] = field(default_factory=list)
+
+
+def read_shared_object(path: Path) -> SharedObject:
+    """Read the dynamic section and symbol table.
+
+    Raises:
+        BuilderError: readelf is missing or refuses the file.
+    """
+    result = SharedObject()
+    for line in _lines("readelf", "--dynamic", "--wide", str(path)):
+        if match := DYNAMIC.search(line):
+            (result.needed if match.group(1) == "NEEDED" else result.run_paths).append(match.group(2))
+    for line in _lines("readelf", "--dyn-syms", "--wide", str(path)):
+        columns = line.split()
+        if len(columns) < 8 or not columns[0].rstrip(":").isdigit():
+            continue
+        binding, section, name = columns[4], columns[6], columns[7]
+        if section != "UND":
+            result.exported.append(name)
+        elif "@" not in name and binding != "WEAK":
+            result.unversioned_imports.append(name)
+    return result
+
+
+def instructions(path: Path) -> Iterator[tuple[str, str]]:
+    """(demangled function, instruction) of every machine instruction in the file."""
+    function = ""
+    for line in _lines("objdump", "--disassemble", "--demangle", "--no-show-raw-insn", str(path)):
+        if match := FUNCTION.match(line):
+            function = match.group(1)
+        elif "\t" in line:
+            yield function, line.split("\t", 1)[1].partition("#")[0].strip()
+
+
+def _lines(tool: str, *arguments: str) -> list[str]:
+    if shutil.which(tool) is None:
+        raise BuilderError(f"No {tool}: install binutils (Debian: apt-get install binutils).")
+    done = subprocess.run([tool, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuilderError(f"{tool} cannot read {arguments[-1]}: {done.stderr.strip()}")
+    return done.stdout.splitlines()
