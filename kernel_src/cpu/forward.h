@@ -1,0 +1,46 @@
+// The walk that the matrix-state recurrences share, forward: heads, then blocks of tokens, then tiles of rows.
+#pragma once
+
+#include "blocks.h"
+
+namespace flash_rwkv::cpu::FLASH_RWKV_ISA {
+
+// Op gives Params, Scratch (with state[NP * NP], v and y), prepare (once a head), load (inputs of a block) and tile.
+template <class Op, class T, int NP>
+struct ForwardWalk {
+  using Params = typename Op::Params;
+  using Scratch = typename Op::Scratch;
+
+  static void item(const Params& p, HeadItem head, Scratch& s) {
+    const int64_t size = p.head_size;
+    const int64_t begin = p.sequences.begin(head.sequence);
+    const int64_t length = p.sequences.length(head.sequence);
+    const int64_t slot = p.slots ? p.slots[head.sequence] : head.sequence;
+    const int64_t first = head.first_group * kGroupRows;
+    const int64_t bound = head.last_group * kGroupRows;
+    const int64_t last = bound < size ? bound : size;
+    load_state<NP>(p.state, slot, head.head, first, bound < NP ? bound : NP, size, s.state);
+    Op::prepare(p, head.head, s);
+    int64_t checkpoint = p.sequences.first_checkpoint(head.sequence);
+    for (int64_t t = 0; t < length; t += kBlock, ++checkpoint) {
+      const int n = static_cast<int>(length - t < kBlock ? length - t : kBlock);
+      const Place at = {p.sequences.batch(head.sequence), begin + t, head.head};
+      if (p.checkpoints) {
+        T* saved = static_cast<T*>(p.checkpoints) + (checkpoint * p.num_heads + head.head) * size * size;
+        for (int64_t i = first; i < last; ++i) copy_row(s.state + i * NP, saved + i * size, size);
+      }
+      Op::load(p, at, n, s);
+      for (int64_t row = first; row < last; row += Tile<T, NP>::kRows) Op::tile(s, row, n);
+      store_tokens<NP>(p.y, at, n, first, last, s.y);
+    }
+    store_state<NP>(p.final_state, slot, head.head, first, last, size, s.state);
+  }
+
+  static void run(const Params& p, const Workers& workers) {
+    const Split split(p.sequences, p.num_heads, p.head_size, workers.threads);
+    for_each_item<Scratch>(workers, split.items,
+                           [&](int64_t index, Scratch& scratch) { item(p, split.item(index), scratch); });
+  }
+};
+
+}  // namespace flash_rwkv::cpu::FLASH_RWKV_ISA

@@ -1,0 +1,270 @@
+// One vector type an instruction set, chosen by the flags this translation unit is compiled with.
+//
+// Everything that an ISA translation unit includes lives in a namespace of that ISA: an inline function shared
+// with baseline code could be the copy that the linker keeps, and crash an older processor. For the same reason
+// these headers use no functions of the C++ standard library.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "wkv_params.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define FLASH_RWKV_ISA avx512
+#elif defined(__AVX2__)
+#define FLASH_RWKV_ISA avx2
+#else
+#define FLASH_RWKV_ISA portable
+#endif
+
+#define FLASH_RWKV_INLINE FLASH_RWKV_ALWAYS_INLINE
+
+namespace flash_rwkv::cpu::FLASH_RWKV_ISA {
+
+template <class T>
+struct Vec;
+
+#if defined(__AVX512F__)
+
+template <>
+struct Vec<float> {
+  static constexpr int kLanes = 16;
+  static constexpr int kRegisters = 32;
+  __m512 x;
+  static FLASH_RWKV_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static FLASH_RWKV_INLINE Vec fill(float s) { return {_mm512_set1_ps(s)}; }
+  FLASH_RWKV_INLINE void store(float* p) const { _mm512_storeu_ps(p, x); }
+};
+FLASH_RWKV_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm512_add_ps(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm512_sub_ps(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm512_mul_ps(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<float> operator/(Vec<float> a, Vec<float> b) { return {_mm512_div_ps(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm512_fmadd_ps(a.x, b.x, c.x)};
+}
+// min and max return b when either is NaN.
+FLASH_RWKV_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return {_mm512_min_ps(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return {_mm512_max_ps(a.x, b.x)}; }
+// a < b ? c : d
+FLASH_RWKV_INLINE Vec<float> select_less(Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.x, b.x, _CMP_LT_OQ), d.x, c.x)};
+}
+FLASH_RWKV_INLINE Vec<float> round(Vec<float> a) { return {_mm512_roundscale_ps(a.x, 8)}; }
+FLASH_RWKV_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> n) {
+  return {_mm512_scalef_ps(a.x, n.x)};
+}
+
+template <>
+struct Vec<double> {
+  static constexpr int kLanes = 8;
+  static constexpr int kRegisters = 32;
+  __m512d x;
+  static FLASH_RWKV_INLINE Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  static FLASH_RWKV_INLINE Vec fill(double s) { return {_mm512_set1_pd(s)}; }
+  FLASH_RWKV_INLINE void store(double* p) const { _mm512_storeu_pd(p, x); }
+};
+FLASH_RWKV_INLINE Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm512_add_pd(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm512_sub_pd(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm512_mul_pd(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<double> operator/(Vec<double> a, Vec<double> b) { return {_mm512_div_pd(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm512_fmadd_pd(a.x, b.x, c.x)};
+}
+FLASH_RWKV_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return {_mm512_min_pd(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return {_mm512_max_pd(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<double> select_less(Vec<double> a, Vec<double> b, Vec<double> c, Vec<double> d) {
+  return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.x, b.x, _CMP_LT_OQ), d.x, c.x)};
+}
+
+#elif defined(__AVX2__)
+
+template <>
+struct Vec<float> {
+  static constexpr int kLanes = 8;
+  static constexpr int kRegisters = 16;
+  __m256 x;
+  static FLASH_RWKV_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static FLASH_RWKV_INLINE Vec fill(float s) { return {_mm256_set1_ps(s)}; }
+  FLASH_RWKV_INLINE void store(float* p) const { _mm256_storeu_ps(p, x); }
+};
+FLASH_RWKV_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm256_add_ps(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm256_sub_ps(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm256_mul_ps(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<float> operator/(Vec<float> a, Vec<float> b) { return {_mm256_div_ps(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm256_fmadd_ps(a.x, b.x, c.x)};
+}
+FLASH_RWKV_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return {_mm256_min_ps(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return {_mm256_max_ps(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<float> select_less(Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d) {
+  return {_mm256_blendv_ps(d.x, c.x, _mm256_cmp_ps(a.x, b.x, _CMP_LT_OQ))};
+}
+FLASH_RWKV_INLINE Vec<float> round(Vec<float> a) { return {_mm256_round_ps(a.x, 8)}; }
+// In two steps, so that results below the normal range come out right. |n| <= 250.
+FLASH_RWKV_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> n) {
+  const __m256i whole = _mm256_cvtps_epi32(n.x);
+  const __m256i first = _mm256_srai_epi32(whole, 1);
+  const __m256i second = _mm256_sub_epi32(whole, first);
+  const __m256i bias = _mm256_set1_epi32(127);
+  const __m256 f = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(first, bias), 23));
+  const __m256 s = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(second, bias), 23));
+  return {_mm256_mul_ps(_mm256_mul_ps(a.x, f), s)};
+}
+
+template <>
+struct Vec<double> {
+  static constexpr int kLanes = 4;
+  static constexpr int kRegisters = 16;
+  __m256d x;
+  static FLASH_RWKV_INLINE Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
+  static FLASH_RWKV_INLINE Vec fill(double s) { return {_mm256_set1_pd(s)}; }
+  FLASH_RWKV_INLINE void store(double* p) const { _mm256_storeu_pd(p, x); }
+};
+FLASH_RWKV_INLINE Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm256_add_pd(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_pd(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm256_mul_pd(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<double> operator/(Vec<double> a, Vec<double> b) { return {_mm256_div_pd(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm256_fmadd_pd(a.x, b.x, c.x)};
+}
+FLASH_RWKV_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return {_mm256_min_pd(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return {_mm256_max_pd(a.x, b.x)}; }
+FLASH_RWKV_INLINE Vec<double> select_less(Vec<double> a, Vec<double> b, Vec<double> c, Vec<double> d) {
+  return {_mm256_blendv_pd(d.x, c.x, _mm256_cmp_pd(a.x, b.x, _CMP_LT_OQ))};
+}
+
+#else
+
+// Sixteen bytes in the compiler's own vector extension: SSE2 on x86-64, NEON on aarch64.
+template <class T>
+struct Vec {
+  static constexpr int kLanes = 16 / sizeof(T);
+  static constexpr int kRegisters = 16;
+  typedef T Native __attribute__((vector_size(16)));
+  Native x;
+  static FLASH_RWKV_INLINE Vec load(const T* p) {
+    Vec v;
+    memcpy(&v.x, p, 16);
+    return v;
+  }
+  static FLASH_RWKV_INLINE Vec fill(T s) { return {s - Native{}}; }
+  FLASH_RWKV_INLINE void store(T* p) const { memcpy(p, &x, 16); }
+  friend FLASH_RWKV_INLINE Vec operator+(Vec a, Vec b) { return {a.x + b.x}; }
+  friend FLASH_RWKV_INLINE Vec operator-(Vec a, Vec b) { return {a.x - b.x}; }
+  friend FLASH_RWKV_INLINE Vec operator*(Vec a, Vec b) { return {a.x * b.x}; }
+  friend FLASH_RWKV_INLINE Vec operator/(Vec a, Vec b) { return {a.x / b.x}; }
+  friend FLASH_RWKV_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.x * b.x + c.x}; }
+  friend FLASH_RWKV_INLINE Vec min(Vec a, Vec b) { return {a.x < b.x ? a.x : b.x}; }
+  friend FLASH_RWKV_INLINE Vec max(Vec a, Vec b) { return {a.x > b.x ? a.x : b.x}; }
+  friend FLASH_RWKV_INLINE Vec select_less(Vec a, Vec b, Vec c, Vec d) { return {a.x < b.x ? c.x : d.x}; }
+};
+
+#endif
+
+// sum_rows(rows, out): out[i] = sum of the lanes of rows[i], in an order that is the same for every i.
+
+#if defined(__AVX2__)
+
+FLASH_RWKV_INLINE __m256 fold(Vec<float> a) {
+#if defined(__AVX512F__)
+  return _mm256_add_ps(_mm512_castps512_ps256(a.x), _mm512_extractf32x8_ps(a.x, 1));
+#else
+  return a.x;
+#endif
+}
+FLASH_RWKV_INLINE __m256d fold(Vec<double> a) {
+#if defined(__AVX512F__)
+  return _mm256_add_pd(_mm512_castpd512_pd256(a.x), _mm512_extractf64x4_pd(a.x, 1));
+#else
+  return a.x;
+#endif
+}
+
+template <int R>
+FLASH_RWKV_INLINE void sum_rows(const Vec<float> (&rows)[R], float* out) {
+  if constexpr (R % 4 == 0) {
+    for (int i = 0; i < R; i += 4) {
+      const __m256 low = _mm256_hadd_ps(fold(rows[i]), fold(rows[i + 1]));
+      const __m256 high = _mm256_hadd_ps(fold(rows[i + 2]), fold(rows[i + 3]));
+      const __m256 both = _mm256_hadd_ps(low, high);
+      _mm_storeu_ps(out + i, _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1)));
+    }
+  } else {
+    for (int i = 0; i < R; ++i) {
+      const __m256 once = _mm256_hadd_ps(fold(rows[i]), fold(rows[i]));
+      const __m256 twice = _mm256_hadd_ps(once, once);
+      _mm_store_ss(out + i, _mm_add_ss(_mm256_castps256_ps128(twice), _mm256_extractf128_ps(twice, 1)));
+    }
+  }
+}
+
+template <int R>
+FLASH_RWKV_INLINE void sum_rows(const Vec<double> (&rows)[R], double* out) {
+  for (int i = 0; i < R; ++i) {
+    const __m256d once = _mm256_hadd_pd(fold(rows[i]), fold(rows[i]));
+    _mm_store_sd(out + i, _mm_add_sd(_mm256_castpd256_pd128(once), _mm256_extractf128_pd(once, 1)));
+  }
+}
+
+#else
+
+template <class T, int R>
+FLASH_RWKV_INLINE void sum_rows(const Vec<T> (&rows)[R], T* out) {
+  for (int i = 0; i < R; ++i) {
+    if constexpr (Vec<T>::kLanes == 4)
+      out[i] = (rows[i].x[0] + rows[i].x[2]) + (rows[i].x[1] + rows[i].x[3]);
+    else
+      out[i] = rows[i].x[0] + rows[i].x[1];
+  }
+}
+
+#endif
+
+template <class T>
+FLASH_RWKV_INLINE T sum_lanes(Vec<T> a) {
+  const Vec<T> rows[1] = {a};
+  T out;
+  sum_rows(rows, &out);
+  return out;
+}
+
+// e^x. Single precision within about 1 unit in the last place, gradual underflow, infinities and NaN as in libm.
+template <class T>
+FLASH_RWKV_INLINE Vec<T> exp(Vec<T> x) {
+#if defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    const Vec<T> bounded = min(Vec<T>::fill(100.0f), max(Vec<T>::fill(-110.0f), x));
+    const Vec<T> n = round(bounded * Vec<T>::fill(1.44269504088896341f));
+    // ln 2 in two parts: the product of n and the first is exact.
+    Vec<T> f = fma(n, Vec<T>::fill(-0.693359375f), bounded);
+    f = fma(n, Vec<T>::fill(2.12194440e-4f), f);
+    // Taylor's series; |f| <= 0.35, so the term left out is below 6e-9.
+    Vec<T> p = Vec<T>::fill(1.0f / 5040);
+    p = fma(p, f, Vec<T>::fill(1.0f / 720));
+    p = fma(p, f, Vec<T>::fill(1.0f / 120));
+    p = fma(p, f, Vec<T>::fill(1.0f / 24));
+    p = fma(p, f, Vec<T>::fill(1.0f / 6));
+    p = fma(p, f, Vec<T>::fill(0.5f));
+    p = fma(p, f, Vec<T>::fill(1.0f));
+    p = fma(p, f, Vec<T>::fill(1.0f));
+    return scale_by_power_of_two(p, n);
+  }
+#endif
+  T lanes[Vec<T>::kLanes];
+  x.store(lanes);
+  for (int i = 0; i < Vec<T>::kLanes; ++i) {
+    if constexpr (sizeof(T) == 4)
+      lanes[i] = ::expf(lanes[i]);
+    else
+      lanes[i] = ::exp(lanes[i]);
+  }
+  return Vec<T>::load(lanes);
+}
+
+}  // namespace flash_rwkv::cpu::FLASH_RWKV_ISA

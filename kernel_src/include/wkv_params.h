@@ -1,0 +1,113 @@
+// What a kernel is given: plain pointers, sizes and strides. No Torch in here.
+//
+// Letters: S sequences, T tokens, H heads, N head size, C channels, K tokens a checkpoint block.
+#pragma once
+
+#include <cstdint>
+
+// Code of every instruction set includes this header, so nothing here may become a shared out-of-line function.
+#define FLASH_RWKV_ALWAYS_INLINE inline __attribute__((always_inline))
+
+namespace flash_rwkv {
+
+enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+// How the decay d in (0, 1] comes from w; the values are part of the op schemas.
+enum class Decay : int { kLog = 0, kExp = 1, kSigmoid = 2 };
+
+// Tokens between two saved states. Backward recomputes what lies between them.
+constexpr int64_t kCheckpointTokens = 32;
+
+// Strides are in elements and may be 0 (an expanded dimension). data is nullptr when the tensor is absent.
+struct View {
+  void* data = nullptr;
+  DType dtype = DType::kFloat32;
+  int64_t stride[4] = {0, 0, 0, 0};  // [batch, token, head, channel]; for states [sequence, head, row, column]
+};
+
+// Which tokens make one sequence: row s of the batch, or cu_seqlens[s] … cu_seqlens[s + 1] of row 0.
+struct Sequences {
+  int64_t count = 0;                    // S
+  int64_t tokens = 0;                   // T, of the dense batch
+  const int32_t* cu_seqlens = nullptr;  // [S + 1] or nullptr
+
+  FLASH_RWKV_ALWAYS_INLINE int64_t batch(int64_t s) const { return cu_seqlens ? 0 : s; }
+  FLASH_RWKV_ALWAYS_INLINE int64_t begin(int64_t s) const { return cu_seqlens ? cu_seqlens[s] : 0; }
+  FLASH_RWKV_ALWAYS_INLINE int64_t length(int64_t s) const { return cu_seqlens ? cu_seqlens[s + 1] - cu_seqlens[s] : tokens; }
+
+  // First checkpoint of sequence s. Packed sequences are placed by a bound that needs no sum over the others.
+  FLASH_RWKV_ALWAYS_INLINE int64_t first_checkpoint(int64_t s) const {
+    if (cu_seqlens) return cu_seqlens[s] / kCheckpointTokens + s;
+    return s * ((tokens + kCheckpointTokens - 1) / kCheckpointTokens);
+  }
+};
+
+// wkv5 and wkv6. Where w has no token stride (wkv5) its gradient is summed over tokens.
+struct Wkv6Params {
+  Sequences sequences;
+  int64_t num_heads = 0;
+  int64_t head_size = 0;
+  Decay decay = Decay::kExp;
+  bool decay_per_token = true;
+  View r, k, v;  // [B, T, H, N]
+  View w;        // [B, T, H, N], or [H, N] with strides {0, 0, h, n}
+  View u;        // [H, N]
+  View state;    // [S or pool, H, N_value, N_key], may be absent
+  const int32_t* slots = nullptr;  // [S], rows of state and final_state; nullptr: row s
+  View y;                          // [B, T, H, N]
+  View final_state;                // [S or pool, H, N_value, N_key]; may be the same memory as state
+  void* checkpoints = nullptr;     // [blocks, H, N_value, N_key], fp32 (fp64 for fp64 inputs), or nullptr
+};
+
+struct Wkv6Gradients {
+  View grad_y;            // [B, T, H, N], may be absent
+  View grad_final_state;  // [S, H, N_value, N_key], may be absent
+  View dr, dk, dv;        // [B, T, H, N]
+  View dw;                // [B, T, H, N] (wkv6)
+  void* dw_sum = nullptr; // [S, H, N] compute dtype (wkv5): summed over tokens
+  void* du_sum = nullptr; // [S, H, N] compute dtype: summed over tokens
+  View dstate;            // [S, H, N_value, N_key]
+};
+
+struct Wkv7Params {
+  Sequences sequences;
+  int64_t num_heads = 0;
+  int64_t head_size = 0;
+  Decay decay = Decay::kLog;
+  View r, w, k, v, a, b;           // [B, T, H, N]
+  View state;                      // [S or pool, H, N_value, N_key], may be absent
+  const int32_t* slots = nullptr;  // [S] or nullptr
+  View y;                          // [B, T, H, N]
+  View final_state;                // [S or pool, H, N_value, N_key]
+  void* checkpoints = nullptr;     // [blocks, H, N_value, N_key] or nullptr
+};
+
+struct Wkv7Gradients {
+  View grad_y;                 // [B, T, H, N], may be absent
+  View grad_final_state;       // [S, H, N_value, N_key], may be absent
+  View dr, dw, dk, dv, da, db; // [B, T, H, N]
+  View dstate;                 // [S, H, N_value, N_key]
+};
+
+struct Wkv4Params {
+  Sequences sequences;
+  int64_t num_channels = 0;
+  View k, v;                       // [B, T, 1, C]
+  View w, u;                       // [C]
+  View state;                      // [B or pool, 1, 3 (p, q, o), C], may be absent
+  const int32_t* slots = nullptr;  // [B] or nullptr
+  View y;                          // [B, T, 1, C]
+  View final_state;                // [B or pool, 1, 3, C]
+  void* checkpoints = nullptr;     // [blocks, 3, C] or nullptr
+};
+
+struct Wkv4Gradients {
+  View grad_y;            // [B, T, 1, C], may be absent
+  View grad_final_state;  // [B, 1, 3, C], may be absent
+  View dk, dv;            // [B, T, 1, C]
+  void* dw_sum = nullptr; // [B, C] compute dtype: summed over tokens
+  void* du_sum = nullptr; // [B, C] compute dtype: summed over tokens
+  View dstate;            // [B, 1, 3, C]
+};
+
+}  // namespace flash_rwkv

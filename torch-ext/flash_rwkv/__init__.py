@@ -1,0 +1,29 @@
+"""RWKV's WKV operators for RWKV-4, 5, 6 and 7: forward, backward, state gradients and decode."""
+
+from __future__ import annotations
+
+from . import reference
+from .ops import (
+    cpu_isa,
+    wkv4,
+    wkv4_step_,
+    wkv5,
+    wkv5_step_,
+    wkv6,
+    wkv6_step_,
+    wkv7,
+    wkv7_step_,
+)
+
+__all__ = [
+    "cpu_isa",
+    "reference",
+    "wkv4",
+    "wkv4_step_",
+    "wkv5",
+    "wkv5_step_",
+    "wkv6",
+    "wkv6_step_",
+    "wkv7",
+    "wkv7_step_",
+]

@@ -1,0 +1,56 @@
+#include "heads.h"
+
+namespace flash_rwkv {
+
+HeadSizes::HeadSizes(const Checker& check, const char* name, const Tensor& first, bool step) {
+  one_token = step && first.dim() == 3;
+  if (first.dim() != 4 && !one_token)
+    check.fail(std::string(name) + " must be [B, T, H, N]" + (step ? " or [B, H, N]" : "") + ", got " +
+               shape_of(first));
+  batch = first.size(0);
+  tokens = one_token ? 1 : first.size(1);
+  heads = first.size(one_token ? 1 : 2);
+  size = first.size(one_token ? 2 : 3);
+  check.head_size(size);
+}
+
+void HeadSizes::check_tokens(const Checker& check, const char* name, const Tensor& tensor) const {
+  if (one_token)
+    check.shape(name, tensor, {{"B", batch}, {"H", heads}, {"N", size}});
+  else
+    check.shape(name, tensor, {{"B", batch}, {"T", tokens}, {"H", heads}, {"N", size}});
+}
+
+void check_state(const Checker& check, const char* name, const Tensor& state, int64_t sequences,
+                 const HeadSizes& sizes) {
+  check.shape(name, state, {{"S", sequences}, {"H", sizes.heads}, {"N", sizes.size}, {"N", sizes.size}});
+  check.compute_dtype(name, state);
+}
+
+OptionalTensor check_pool(const Checker& check, const Tensor& state, const OptionalTensor& slots,
+                          const HeadSizes& sizes) {
+  const int64_t rows = slots && state.dim() > 0 ? state.size(0) : sizes.batch;
+  check.shape("state", state,
+              {{slots ? "P" : "B", rows}, {"H", sizes.heads}, {"N", sizes.size}, {"N", sizes.size}});
+  check.pool_dtype("state", state);
+  if (!slots) return std::nullopt;
+  return check.slots(*slots, sizes.batch, rows);
+}
+
+void check_gradients(const Checker& check, const Tensor& checkpoints, const OptionalTensor& grad_y,
+                     const OptionalTensor& grad_state, int64_t sequences, bool packed, const HeadSizes& sizes) {
+  check.shape("checkpoints", checkpoints,
+              {{"blocks", sizes.checkpoint_blocks(sequences, packed)},
+               {"H", sizes.heads},
+               {"N", sizes.size},
+               {"N", sizes.size}});
+  check.compute_dtype("checkpoints", checkpoints);
+  if (!checkpoints.is_contiguous()) check.fail("checkpoints must be contiguous, as forward made them");
+  if (grad_y) {
+    sizes.check_tokens(check, "grad_y", *grad_y);
+    check.same_dtype("grad_y", *grad_y);
+  }
+  if (grad_state) check_state(check, "grad_state", *grad_state, sequences, sizes);
+}
+
+}  // namespace flash_rwkv
