@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from . import reference
+from . import layers, reference
+from .compat import rwkv5_cuda_linear_attention, rwkv6_cuda_linear_attention
 from .ops import (
     cpu_isa,
     wkv4,
@@ -17,7 +18,10 @@ from .ops import (
 
 __all__ = [
     "cpu_isa",
+    "layers",
     "reference",
+    "rwkv5_cuda_linear_attention",
+    "rwkv6_cuda_linear_attention",
     "wkv4",
     "wkv4_step_",
     "wkv5",
