@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -218,8 +217,3 @@ def _linkage_findings(shared: SharedObject, metadata: Metadata) -> Iterator[str]
     for name in shared.unversioned_imports:
         if not STABLE_IMPORT.fullmatch(name):
             yield f"imports {name}, which is neither Torch's stable ABI nor Python's"
-
-
-def provenance_of(folder: Path) -> dict:
-    """The provenance that a variant's metadata holds; {} when it holds none."""
-    return json.loads((folder / METADATA).read_text(encoding="utf-8")).get("provenance", {})

@@ -14,6 +14,7 @@ from builder.build import build_variant
 from builder.check import Finding, check_variants
 from builder.config import Repository, open_repository
 from builder.errors import BuilderError
+from builder.publish import prepare_upload, upload
 from builder.toolchain import find_toolchain
 from builder.variants import Variant, find_variant, known_variants
 
@@ -159,3 +160,48 @@ def _print_findings(checked: list[str], findings: list[Finding]) -> None:
         count = sum((f.where if f.where in checked else "sources") == name for f in findings)
         table.add_row(name, f"[red]{count}[/]" if count else "[green]none[/]")
     console.print(table)
+
+
+@main.command("publish")
+@click.option("--repo", metavar="OWNER/NAME", help="Hub repository.  [default: repo-id of build.toml]")
+@click.option("--version", type=click.IntRange(min=1), help="Branch vN.  [default: version of build.toml]")
+@click.option("--endpoint", metavar="URL", help="Another Hub.  [default: HF_ENDPOINT, else huggingface.co]")
+@click.option(
+    "--token", metavar="TOKEN", help="Access token.  [default: that of `hf auth login`, or HF_TOKEN]"
+)
+@click.option("--allow-dirty", is_flag=True, help="Publish what no commit describes; for trial repositories.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print what would be sent, send nothing.")
+@click.pass_obj
+def publish_command(
+    root: Path,
+    repo: str | None,
+    version: int | None,
+    endpoint: str | None,
+    token: str | None,
+    allow_dirty: bool,
+    dry_run: bool,
+) -> None:
+    """Check build/, then upload it to branch vN of a kernel repository, and CARD.md to main as its README.
+
+    Prints the commit's sha and the line of code that loads exactly that commit.
+    """
+    repository = open_repository(root)
+    repo = repo or repository.hub_repo
+    if repo is None:
+        raise BuilderError("No repository: pass --repo, or set repo-id under [general.hub] in build.toml.")
+    with console.status("checking"):
+        plan = prepare_upload(repository, repo, version or repository.version, allow_dirty)
+    size = sum(path.stat().st_size for path in plan.files.values()) / 1e6
+    console.print(f"{len(plan.files)} files, {size:.1f} MB → {repo} {plan.branch}", highlight=False)
+    if dry_run:
+        for name in sorted(plan.files):
+            console.print(f"  {name}", highlight=False, soft_wrap=True)
+        return
+    sha = upload(plan, endpoint, token)
+    console.print(f"commit {sha}", highlight=False)
+    console.print(
+        f'get_kernel("{repo}", revision="{sha}", trust_remote_code=["{repo}"])',
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

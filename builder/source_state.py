@@ -45,6 +45,12 @@ def source_state(repository: Repository) -> SourceState:
     return SourceState(commit, True, f"{_content_hash(repository.root, files)}_dirty")
 
 
+def changed_since(repository: Repository, commit: str) -> list[str]:
+    """Inputs of the build that differ between a commit and HEAD; the commit itself when Git lacks it."""
+    names = _git(repository.root, "diff", "--name-only", commit, "HEAD", "--", *repository.inputs())
+    return [f"commit {commit}"] if names is None else names.splitlines()
+
+
 def tracked_files(root: Path, folder: str) -> list[str] | None:
     """Paths that Git tracks under a folder, None outside a checkout."""
     listed = _git(root, "ls-files", "-z", "--", folder)
