@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 
@@ -28,10 +29,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with hub:
         print(hub.url, flush=True)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             hub.wait()
-        except KeyboardInterrupt:
-            pass
     return 0
 
 

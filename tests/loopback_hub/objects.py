@@ -66,7 +66,7 @@ class ObjectStore:
     def size(self, oid: str) -> int:
         """Return the body's length, reading no more than the object's header."""
         with self._path(oid).open("rb") as file:
-            header = zlib.decompressobj().decompress(file.read(64), 32)
+            header = zlib.decompressobj().decompress(file.read(1024), 32)
         return int(header.partition(b"\0")[0].split()[1])
 
     def write_tree(self, entries: list[TreeEntry]) -> str:
