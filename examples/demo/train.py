@@ -1,0 +1,105 @@
+"""Training: one step, and the loop around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from examples.demo.model import LanguageModel
+from examples.demo.recurrence import Recurrence
+
+BITS = 1 / math.log(2)  # nats to bits
+EVALUATIONS = 12
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Size of the model and how it is trained; the defaults fit a minute on two cores."""
+
+    dim: int = 128
+    layers: int = 2
+    batch: int = 8
+    tokens: int = 128
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.05  # share of the steps
+    seed: int = 1
+
+
+@dataclass
+class History:
+    """Losses in bits a byte, as (step, loss); training losses are those of single batches."""
+
+    train: list[tuple[int, float]] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+
+
+def cross_entropy(model: LanguageModel, recurrence: Recurrence, window: Tensor) -> Tensor:
+    """Mean loss in nats of predicting each byte of `window` `[B, T + 1]` from those before."""
+    logits = model(window[:, :-1], recurrence)
+    return functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+
+
+def make_optimizer(model: LanguageModel, settings: Settings) -> torch.optim.AdamW:
+    """AdamW; only matrices decay."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        groups, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def train_step(
+    model: LanguageModel, recurrence: Recurrence, optimizer: torch.optim.Optimizer, window: Tensor
+) -> float:
+    """Forward, backward and update on one batch; its loss in bits a byte."""
+    loss = cross_entropy(model, recurrence, window)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item() * BITS
+
+
+@torch.no_grad()
+def validate(model: LanguageModel, recurrence: Recurrence, windows: Tensor) -> float:
+    """Loss in bits a byte on `windows` `[count, T + 1]`."""
+    return cross_entropy(model, recurrence, windows).item() * BITS
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Factor of the learning rate: a linear rise, then a cosine down to a tenth."""
+    rise = max(1, round(steps * warmup))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.55 + 0.45 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
+
+
+def train(
+    model: LanguageModel,
+    recurrence: Recurrence,
+    batches: Iterator[Tensor],
+    windows: Tensor,
+    steps: int,
+    settings: Settings,
+    on_step: Callable[[float], None],
+) -> History:
+    """Train for `steps` steps; `on_step` gets each batch's loss. The seed and `steps` decide the result."""
+    optimizer = make_optimizer(model, settings)
+    history = History(validation=[(0, validate(model, recurrence, windows))])
+    pause = max(1, steps // EVALUATIONS)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * schedule(step, steps, settings.warmup)
+        loss = train_step(model, recurrence, optimizer, next(batches))
+        history.train.append((step + 1, loss))
+        if (step + 1) % pause == 0 or step + 1 == steps:
+            history.validation.append((step + 1, validate(model, recurrence, windows)))
+        on_step(loss)
+    return history
