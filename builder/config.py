@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import tomllib
 from kernels._rust import Build, KernelName
 
 from builder.errors import BuilderError

@@ -165,7 +165,6 @@ def _host_flags(plan: Plan, source: str) -> list[str]:
         "-g0",
         "-fno-gnu-unique",
         f"-ffile-prefix-map={plan.toolchain.torch}/include=torch",
-        f"-ffile-prefix-map={plan.repository.root}=.",
         f"-frandom-seed={source}",
     ]
 

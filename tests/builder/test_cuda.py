@@ -1,0 +1,63 @@
+"""The CUDA variant: compiled where there is a toolkit, explained where there is none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from builder.elf import read_shared_object
+from builder.errors import BuilderError
+from builder.ninja_file import gencode_flags
+from builder.toolchain import find_toolchain
+from builder.variants import Platform, Variant
+from tests.builder.tiny_kernel import CUDA_VARIANT, TinyKernel
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def toolkit() -> str:
+    """`toolkit` where the CUDA variant can be built, else `no toolkit`: the name of the parametrised test."""
+    try:
+        find_toolchain(Variant(Platform("cuda", "x86_64", cuda="13.0"), "2.11"))
+    except BuilderError:
+        return "no toolkit"
+    return "toolkit"
+
+
+@pytest.mark.parametrize("machine", [toolkit()])
+def test_cuda_variant(tiny: TinyKernel, machine: str) -> None:
+    result = tiny.run("build", "--variant", CUDA_VARIANT, "--capability", "9.0")
+    if machine == "no toolkit":
+        assert result.exit_code == 1
+        assert "CUDA 13.0" in result.output
+        return
+    assert result.exit_code == 0, result.output
+    shared = read_shared_object(tiny.module(CUDA_VARIANT))
+    assert {"libtorch_cuda.so", "libcudart.so.13"} <= set(shared.needed)
+    assert "aoti_torch_get_current_cuda_stream" in shared.unversioned_imports
+    metadata = json.loads((tiny.variant(CUDA_VARIANT) / "metadata.json").read_text())
+    assert metadata["backend"] == {"type": "cuda", "archs": ["9.0"]}
+    assert metadata["toolchain"]["nvcc"].startswith("13.0")
+    assert tiny.run("check").exit_code == 0
+    embedded = subprocess.run(
+        ["strings", "-a", str(tiny.module(CUDA_VARIANT))], capture_output=True, text=True
+    ).stdout
+    assert "tiny_kernel" in embedded
+
+
+def test_gencode_flags() -> None:
+    assert gencode_flags(("7.5", "9.0a", "12.0+PTX")) == [
+        "-gencode=arch=compute_75,code=sm_75",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+
+
+@pytest.mark.parametrize("capability", ["90", "sm_90", "9.0+ptx", ""])
+def test_capability_of_another_form(capability: str) -> None:
+    with pytest.raises(BuilderError, match="is not of the form"):
+        gencode_flags((capability,))

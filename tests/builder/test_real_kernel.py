@@ -1,0 +1,125 @@
+"""This repository's own build.toml, flake and built variant."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import tomllib
+from click.testing import CliRunner
+from kernels import get_local_kernel
+from kernels._rust import Build
+
+from builder.check import check_sources, check_variants
+from builder.cli import main
+from builder.config import Repository, open_repository
+from builder.elf import read_shared_object
+from builder.variants import known_variants
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def repository() -> Repository:
+    return open_repository(ROOT)
+
+
+@pytest.fixture(scope="module")
+def variant(repository: Repository) -> Path:
+    """The cpu variant in build/, made first when it is not there."""
+    folder = ROOT / "build" / known_variants(repository)[0].name
+    if not folder.is_dir():
+        result = CliRunner().invoke(main, ["--root", str(ROOT), "build"])
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_upstreams_parser_accepts_build_toml() -> None:
+    assert [str(backend) for backend in Build.open(ROOT).general.backends] == ["cpu", "cuda"]
+
+
+def test_build_toml_says_what_the_contract_says(repository: Repository) -> None:
+    assert repository.name == "flash-rwkv"
+    assert repository.hub_repo == "flash-rwkv/flash-rwkv"
+    assert repository.stable_abi == {"cpu": "2.11", "cuda": "2.11"}
+    assert [variant.name for variant in known_variants(repository)] == [
+        "torch-stable-abi211-cpu-x86_64-linux",
+        "torch-stable-abi211-cu130-x86_64-linux",
+    ]
+    capabilities = {c for section in repository.sections for c in section.cuda_capabilities}
+    assert capabilities == {"7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"}
+
+
+def test_every_source_is_listed(repository: Repository) -> None:
+    """A unit that nobody lists compiles nowhere, and its symbols are missing only at load."""
+    listed = {source for section in repository.sections for source in section.sources}
+    there = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("kernel_src", "torch-ext")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".cpp", ".cu")
+    }
+    assert there <= listed
+    assert all((ROOT / source).is_file() for source in listed)
+
+
+def test_flags_promise_no_processor_in_particular(repository: Repository) -> None:
+    table = tomllib.loads((ROOT / "build.toml").read_text())
+    flags = {flag for kernel in table["kernel"].values() for flag in kernel.get("cxx-flags", ())}
+    assert not {flag for flag in flags if flag.startswith(("-march", "-mtune", "-Ofast", "-ffast-math"))}
+    for section in repository.sections:
+        if any(flag.startswith("-m") for flag in section.cxx_flags):
+            assert all("/isa_" in source or source.endswith(".h") for source in section.sources), section.name
+
+
+def test_flake_is_pinned_by_commit() -> None:
+    text = (ROOT / "flake.nix").read_text()
+    assert re.search(r'kernel-builder\.url = "github:huggingface/kernels/[0-9a-f]{40}";', text)
+
+
+@pytest.mark.parametrize(
+    "tool", ["nix-instantiate" if shutil.which("nix-instantiate") else "balanced braces"]
+)
+def test_flake_parses(tool: str) -> None:
+    path = ROOT / "flake.nix"
+    if tool == "nix-instantiate":
+        done = subprocess.run([tool, "--parse", str(path)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    text = re.sub(r"#.*", "", path.read_text())
+    assert text.count("{") == text.count("}") > 0
+
+
+def test_sources_are_within_the_rules(repository: Repository) -> None:
+    assert list(check_sources(repository)) == []
+
+
+def test_built_variants_have_no_finding(repository: Repository, variant: Path) -> None:
+    names, findings = check_variants(repository, ROOT / "build")
+    assert variant.name in names
+    assert findings == []
+
+
+def test_cpu_variant_needs_only_torch_and_the_system(variant: Path) -> None:
+    (module,) = variant.glob("*.so")
+    shared = read_shared_object(module)
+    assert {name for name in shared.needed if "torch" in name or "c10" in name} == {"libtorch_cpu.so"}
+    assert shared.run_paths == []
+    assert shared.exported == [f"PyInit_{json.loads((variant / 'metadata.json').read_text())['id']}"]
+
+
+def test_every_instruction_set_is_in_the_module(variant: Path) -> None:
+    (module,) = variant.glob("*.so")
+    symbols = subprocess.run(
+        ["nm", "--demangle", str(module)], capture_output=True, text=True, check=True
+    ).stdout
+    for name in ("portable", "avx2", "avx512"):
+        assert f"flash_rwkv::cpu::{name}::" in symbols, name
+
+
+def test_variant_loads(variant: Path) -> None:
+    kernel = get_local_kernel(ROOT / "build")
+    assert {"wkv4", "wkv5", "wkv6", "wkv7"} <= set(kernel.__all__)
