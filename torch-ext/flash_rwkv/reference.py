@@ -87,7 +87,8 @@ def wkv4(k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor | None = None
         m = torch.maximum(o, u + k).detach()
         past, present = torch.exp(o - m), torch.exp(u + k - m)
         y = (past * p + present * v) / (past * q + present)
-        m = torch.maximum(w + o, k)
+        # Not torch.maximum, which would halve the gradient of o where both are equal; here the past gets it.
+        m = torch.where(w + o < k, k, w + o)
         past, present = torch.exp(w + o - m), torch.exp(k - m)
         return y, torch.stack([past * p + present * v, past * q + present, m], dim=1)
 

@@ -1,0 +1,95 @@
+"""The kernel under test: always the built variant, loaded the way a user's `kernels.get_kernel` loads it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Examples follow from the test alone, so that a failure repeats everywhere; no limit on the time of one, which
+# depends on what else the machine does.
+settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("repeatable")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", default="cpu", help="device of the operators' inputs, e.g. cuda (default: cpu)"
+    )
+    parser.addoption(
+        "--kernel",
+        type=Path,
+        default=None,
+        help="a folder with build/ or variants in it, to test instead of this checkout's own build",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "kernels_ci: the subset that upstream's CI runs, under a minute in all"
+    )
+    config.addinivalue_line("markers", "cpu_only: of what only the CPU kernels offer, such as float64")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # there is a worker per core already
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if torch.device(config.getoption("device")).type == "cpu":
+        return
+    dropped = [item for item in items if item.get_closest_marker("cpu_only")]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in dropped]
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> torch.device:
+    """Where the operators' inputs live."""
+    return torch.device(pytestconfig.getoption("device"))
+
+
+@pytest.fixture(scope="session")
+def kernel_path(pytestconfig: pytest.Config) -> Path:
+    """The folder that `kernels.get_local_kernel` is given."""
+    return (pytestconfig.getoption("kernel") or ROOT).resolve()
+
+
+@pytest.fixture(scope="session")
+def kernel(kernel_path: Path) -> ModuleType:
+    """The built kernel. Its id names the sources it was made from, so a stale build is noticed."""
+    from kernels import get_local_kernel
+
+    if kernel_path != ROOT:
+        return get_local_kernel(kernel_path)
+    if not any((ROOT / "build").glob("*/metadata.json")):
+        pytest.fail("build/ holds no variant: run `make build` first", pytrace=False)
+    loaded = get_local_kernel(ROOT)
+    if loaded.__name__ not in (current := _ids_of_sources()):
+        pytest.fail(
+            f"build/ is older than its sources: it holds {loaded.__name__}, they make {' or '.join(current)}: "
+            "run `make build` first",
+            pytrace=False,
+        )
+    return loaded
+
+
+def _ids_of_sources() -> list[str]:
+    from builder.config import open_repository
+    from builder.source_state import source_state
+
+    repository = open_repository(ROOT)
+    state = source_state(repository)
+    return [state.build_id(repository, backend) for backend in repository.backends]
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads for a test: `threads(4)`."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

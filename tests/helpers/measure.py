@@ -1,0 +1,103 @@
+"""Running an operator with its gradients, and judging the results against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from tests.helpers.operators import Operator, call
+
+# Largest relative error ‖x − exact‖ / ‖exact‖ of a result, by the result's dtype.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}
+
+# Results that are differences of nearly equal numbers by nature: RWKV-4's y is a mean of values, and these
+# gradients measure how far a value is from that mean, which at the first tokens is nothing at all.
+CANCELLING = {("wkv4", "grad k"), ("wkv4", "grad w"), ("wkv4", "grad u"), ("wkv4", "grad state")}
+
+
+def run(
+    namespace, operator: Operator, inputs: Mapping[str, Tensor], *, seed: int = 1, **keywords
+) -> dict[str, Tensor]:
+    """y, the final state, and the gradient of every input for random gradients of both, by name."""
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
+    y, state = call(namespace, operator, leaves, **keywords)
+    pairs = zip((y, state), output_gradients(y, state, seed))
+    # The final state after no token and from no state is a constant.
+    differentiable = [(output, gradient) for output, gradient in pairs if output.requires_grad]
+    torch.autograd.backward(*zip(*differentiable))
+    gradients = {
+        f"grad {name}": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        for name, leaf in leaves.items()
+    }
+    return {"y": y.detach(), "final state": state.detach(), **gradients}
+
+
+def output_gradients(y: Tensor, state: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Random gradients of y and of the final state: the same numbers whatever computes in float64.
+
+    They are rounded to bfloat16 and float16 both, so that a reference in float64 receives what the kernel does.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = (0.25 * torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in (y, state))
+    gy, gs = (x.bfloat16().half().to(like.device, like.dtype) for x, like in zip(drawn, (y, state)))
+    return gy, gs
+
+
+def exact_and_plain(
+    reference, operator: Operator, inputs: Mapping[str, Tensor], *, seed: int = 1, **keywords
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The reference on the inputs in float64, and the same formula in the inputs' own dtype."""
+    exact = run(reference, operator, {name: x.double() for name, x in inputs.items()}, seed=seed, **keywords)
+    return exact, run(reference, operator, inputs, seed=seed, **keywords)
+
+
+def error(result: Tensor, exact: Tensor) -> float:
+    """‖result − exact‖ in float64; infinite if anything is not finite."""
+    difference = (result.double() - exact.double()).norm().item()
+    return difference if difference == difference else float("inf")
+
+
+def violations(
+    operator: Operator,
+    results: Mapping[str, Tensor],
+    exact: Mapping[str, Tensor],
+    plain: Mapping[str, Tensor],
+) -> list[str]:
+    """What is wrong with `results`, one line each.
+
+    A result may be off by the tolerance of its dtype; in bfloat16 and float16 also by no more than twice the error
+    of plain PyTorch. The cancelling results of RWKV-4 may instead be off by twice what plain PyTorch is off.
+    """
+    lines = []
+    for name, value in results.items():
+        size, off, plainly_off = (
+            exact[name].double().norm().item(),
+            error(value, exact[name]),
+            error(plain[name], exact[name]),
+        )
+        allowed = TOLERANCES[value.dtype] * size
+        if value.dtype in (torch.bfloat16, torch.float16):
+            # float32's rounding decides which way a tie goes, in either computation.
+            allowed = min(allowed, 2 * plainly_off + 4 * torch.finfo(torch.float32).eps * size)
+        if (operator.name, name) in CANCELLING:
+            allowed = max(allowed, 2 * plainly_off)
+        if value.shape != exact[name].shape or not off <= allowed:
+            lines.append(
+                f"{name} {list(value.shape)} {value.dtype}: off by {off:.3g}, allowed {allowed:.3g}, "
+                f"size {size:.3g}, plain PyTorch off by {plainly_off:.3g}"
+            )
+    return lines
+
+
+def assert_accurate(kernel, operator: Operator, inputs: Mapping[str, Tensor], **keywords) -> None:
+    """The kernel's outputs and gradients are those of the reference in float64, within the tolerances."""
+    results = run(kernel, operator, inputs, **keywords)
+    for name, value in results.items():
+        if name.startswith("grad "):
+            assert value.dtype == inputs[name[5:]].dtype, name
+    # `algorithm` chooses between ways to compute the same thing; the reference knows one.
+    mathematical = {name: value for name, value in keywords.items() if name != "algorithm"}
+    exact, plain = exact_and_plain(kernel.reference, operator, inputs, **mathematical)
+    assert not (lines := violations(operator, results, exact, plain)), "\n" + "\n".join(lines)
