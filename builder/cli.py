@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -11,12 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from builder.build import build_variant
-from builder.check import Finding, check_variants
 from builder.config import Repository, open_repository
 from builder.errors import BuilderError
-from builder.publish import prepare_upload, upload
 from builder.toolchain import find_toolchain
 from builder.variants import Variant, find_variant, known_variants
+
+# check and publish need packages that building does not, as on an offline machine: they are imported late.
+if TYPE_CHECKING:
+    from builder.check import Finding
 
 console = Console()
 
@@ -128,8 +132,6 @@ def _selected(repository: Repository, names: tuple[str, ...], everything: bool) 
 
 
 def _on_this_machine(variant: Variant) -> bool:
-    import platform
-
     return platform.system() == "Linux" and platform.machine() == variant.platform.machine
 
 
@@ -142,6 +144,8 @@ def check_command(root: Path, folder: Path | None) -> None:
     ABI (manylinux_2_28, Python 3.9's abi3), libraries and symbols, instructions outside their instruction
     set's namespace, metadata, digests, layout, and the static rules for Python. Any finding: exit status 1.
     """
+    from builder.check import check_variants
+
     repository = open_repository(root)
     with console.status("checking"):
         names, findings = check_variants(repository, folder or root / "build")
@@ -185,6 +189,8 @@ def publish_command(
 
     Prints the commit's sha and the line of code that loads exactly that commit.
     """
+    from builder.publish import prepare_upload, upload
+
     repository = open_repository(root)
     repo = repo or repository.hub_repo
     if repo is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections import deque
@@ -52,8 +53,6 @@ def compile_variant(plan: Plan, console: Console, jobs: int | None = None, verbo
 
 
 def _environment() -> dict[str, str]:
-    import os
-
     # The C locale keeps messages and sorting the same; the epoch stands in for any use of __DATE__.
     return {**os.environ, "NINJA_STATUS": "[%f/%t] ", "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
 
