@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,9 +107,11 @@ def describe(repository: str, commit: str) -> Lock:
 
 def tree(repository: str, commit: str) -> dict[str, dict[str, int]]:
     """Return the size of every file of every variant of a commit, bytecode left out."""
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
     listing: dict[str, dict[str, int]] = {}
-    with _explained(repository, commit):
-        options = {"path_in_repo": "build", "recursive": True, "repo_type": "kernel", "revision": commit}
+    options = {"path_in_repo": "build", "recursive": True, "repo_type": "kernel", "revision": commit}
+    with _explained(repository, commit), suppress(RemoteEntryNotFoundError):  # no folder `build`, no variants
         for item in make_api().list_repo_tree(repository, **options):
             variant, _, name = item.path.removeprefix("build/").partition("/")
             if name and hasattr(item, "size") and not name.endswith(".pyc"):

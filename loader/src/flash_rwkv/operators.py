@@ -25,8 +25,8 @@ def _load_once() -> None:
         _pinned = get_kernel()
 
 
-# What `torch.compiler.assume_constant_result` does, without importing Torch here. While torch.compile traces a
-# function, this loader then runs as it is instead of being traced, and the kernel's own code is traced.
+# What `torch.compiler.assume_constant_result` does, without importing Torch here: while torch.compile traces
+# a function, the loader runs as it is and only the code of the kernel is traced.
 _load_once._dynamo_marked_constant = True
 
 

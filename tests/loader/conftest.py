@@ -1,0 +1,48 @@
+"""A Hub and a home of its own for each test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flash_rwkv.lockfile import Lock
+from tests.loader.home import DEAD, ROOT, Home
+from tests.loader.publishing import VARIANT, TinyKernel, publish
+from tests.loopback_hub import LoopbackHub
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    with LoopbackHub(tmp_path / "hub") as hub:
+        yield hub
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    home = Home(tmp_path / "home", monkeypatch)
+    home.folder.mkdir()
+    for name in ("FLASH_RWKV_LOCAL", "FLASH_RWKV_LOCK", "LOCAL_KERNELS", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    home.set("HF_HOME", home.folder / "hf")
+    home.set("HF_TOKEN_PATH", home.folder / "no-token")
+    home.set("KERNELS_CACHE", home.cache)
+    home.set("FLASH_RWKV_CACHE", home.store)
+    home.set("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "loader" / "src")]))
+    home.set("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    home.connect(DEAD)
+    return home
+
+
+@pytest.fixture
+def tiny() -> TinyKernel:
+    return TinyKernel()
+
+
+@pytest.fixture
+def pinned(hub: LoopbackHub, home: Home, tiny: TinyKernel) -> Lock:
+    """The tiny kernel, published and pinned, with nothing of it on this machine yet."""
+    publish(hub, {VARIANT: tiny})
+    return home.pin(hub)

@@ -1,0 +1,86 @@
+"""The real kernel's way: built here, published, pinned, loaded in a fresh process, used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flash_rwkv.lockfile import Lock
+from tests.loader.home import Home
+from tests.loader.publishing import REPOSITORY, publish_files
+from tests.loopback_hub import LoopbackHub
+
+IN_A_FRESH_PROCESS = """
+import json, sys
+from flash_rwkv import rwkv6_cuda_linear_attention, wkv7  # loads nothing
+import torch
+
+torch.manual_seed(0)
+r, w, k, v, a, b = (torch.randn(2, 5, 2, 16, dtype=torch.float64, requires_grad=True) for _ in range(6))
+
+@torch.compile(fullgraph=True, backend="aot_eager")
+def compiled(*tensors):
+    return wkv7(*tensors, decay="sigmoid")
+
+assert not [name for name in sys.modules if name.startswith("_flash_rwkv")]
+y, state = compiled(r, w, k, v, a, b)  # the first use of all, while it is traced
+(y.sum() + state.sum()).backward()
+
+import flash_rwkv
+kernel = flash_rwkv.get_kernel()
+expected, _ = kernel.reference.wkv7(r, w, k, v, a, b, decay="sigmoid")
+error = (y - expected).abs().max() / expected.abs().max()
+
+x = torch.randn(1, 4, 32)
+out, final = rwkv6_cuda_linear_attention(x, x, x, x, torch.zeros(2, 16), torch.zeros(1, 2, 16, 16))
+print(json.dumps({
+    "error": error.item(),
+    "gradients": [t.grad.isfinite().all().item() for t in (r, w, k, v, a, b)],
+    "out": list(out.shape),
+    "id": kernel.__name__,
+    "layers": flash_rwkv.layers.__name__,
+}))
+"""
+
+
+@pytest.fixture
+def build(kernel_path: Path, kernel: object) -> Path:
+    """The folder of the variants that the other tests test."""
+    return next(
+        folder for folder in (kernel_path / "build", kernel_path) if list(folder.glob("*/metadata.json"))
+    )
+
+
+@pytest.fixture
+def published(hub: LoopbackHub, home: Home, build: Path) -> Lock:
+    files = {
+        f"build/{path.relative_to(build).as_posix()}": path.read_bytes()
+        for path in build.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    publish_files(hub, files)
+    return home.pin(hub)
+
+
+def test_publish_pin_load_use(published: Lock, hub: LoopbackHub, home: Home) -> None:
+    result = home.run("-c", IN_A_FRESH_PROCESS)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["error"] < 1e-12
+    assert report["gradients"] == [True] * 6
+    assert report["out"] == [1, 4, 2, 16]
+    assert report["layers"] == f"{report['id']}.layers"
+    hub.requests.clear()
+    assert home.run("-c", "import flash_rwkv; flash_rwkv.get_kernel()").returncode == 0
+    assert hub.requests == []
+
+
+def test_kernels_library_loads_what_was_published(published: Lock, home: Home) -> None:
+    code = (
+        f"from kernels import get_kernel; k = get_kernel({REPOSITORY!r}, revision={published.revision!r},"
+        f" trust_remote_code=[{REPOSITORY!r}]); print(k.__name__)"
+    )
+    result = home.run("-c", code)
+    assert result.stdout.startswith("_flash_rwkv_"), result.stderr
