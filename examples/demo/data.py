@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 # Other people's code, tests, and tables that are no prose: of little use to learn from.
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
+SKIPPED = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "__pycache__",
+}
 VALIDATION_EVERY = 20
 
 
@@ -28,10 +37,14 @@ def load_text() -> Text:
     """Read the standard library in a fixed order; every twentieth file is for validation."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(
-        path for path in root.rglob("*.py") if SKIPPED.isdisjoint(path.relative_to(root).parts) and path.is_file()
+        path
+        for path in root.rglob("*.py")
+        if SKIPPED.isdisjoint(path.relative_to(root).parts) and path.is_file()
     )
     if len(files) < VALIDATION_EVERY:
-        raise FileNotFoundError(f"{root} has {len(files)} usable .py files: a full Python installation is needed")
+        raise FileNotFoundError(
+            f"{root} has {len(files)} usable .py files: a full Python installation is needed"
+        )
     validation = files[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]
     train = [path for path in files if path not in set(validation)]
     return Text(_bytes(train), _bytes(validation), len(files))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,18 +18,22 @@ BITS = 1 / math.log(2)  # nats to bits
 EVALUATIONS = 12
 
 
+def _setting(default: float, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True)
 class Settings:
     """Size of the model and how it is trained; the defaults fit a minute on two cores."""
 
-    dim: int = 128
-    layers: int = 2
-    batch: int = 8
-    tokens: int = 128
-    learning_rate: float = 4e-3
-    weight_decay: float = 0.1
-    warmup: float = 0.05  # share of the steps
-    seed: int = 1
+    dim: int = _setting(128, "channels, a multiple of the head size, 64")
+    layers: int = _setting(2, "blocks of time mixing and channel mixing")
+    batch: int = _setting(8, "sequences in a step")
+    tokens: int = _setting(64, "bytes in a sequence")
+    learning_rate: float = _setting(5e-3, "peak, after a linear rise and before a cosine down to a tenth")
+    weight_decay: float = _setting(0.1, "of matrices")
+    warmup: float = _setting(0.05, "share of the steps in which the learning rate rises")
+    seed: int = _setting(1, "of weights and batches")
 
 
 @dataclass
