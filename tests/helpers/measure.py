@@ -12,9 +12,10 @@ from tests.helpers.operators import Operator, call
 # Largest relative error ‖x − exact‖ / ‖exact‖ of a result, by the result's dtype.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}
 
-# Results that are differences of nearly equal numbers by nature: RWKV-4's y is a mean of values, and these
-# gradients measure how far a value is from that mean, which at the first tokens is nothing at all.
-CANCELLING = {("wkv4", "grad k"), ("wkv4", "grad w"), ("wkv4", "grad u"), ("wkv4", "grad state")}
+# RWKV-4's y is a mean of values, and these gradients measure how far values are from that mean: differences that at
+# the first tokens are nothing but rounding, of terms as large as |grad v · v|. Over many tokens o, of which w is
+# subtracted again and again, rounds more than they do.
+CANCELLING = ("grad k", "grad w", "grad u", "grad state")
 
 
 def run(
@@ -61,27 +62,31 @@ def error(result: Tensor, exact: Tensor) -> float:
 
 def violations(
     operator: Operator,
+    inputs: Mapping[str, Tensor],
     results: Mapping[str, Tensor],
     exact: Mapping[str, Tensor],
     plain: Mapping[str, Tensor],
+    ill_conditioned: bool = False,
 ) -> list[str]:
     """What is wrong with `results`, one line each.
 
     A result may be off by the tolerance of its dtype; in bfloat16 and float16 also by no more than twice the error
-    of plain PyTorch. The cancelling results of RWKV-4 may instead be off by twice what plain PyTorch is off.
+    of plain PyTorch. In a problem that itself magnifies rounding (`ill_conditioned`), and for what cancels in
+    RWKV-4, twice the error of plain PyTorch is enough.
     """
+    cancelled = (exact["grad v"] * inputs["v"].double()).norm().item()
     lines = []
     for name, value in results.items():
-        size, off, plainly_off = (
-            exact[name].double().norm().item(),
-            error(value, exact[name]),
-            error(plain[name], exact[name]),
-        )
+        size, off = exact[name].double().norm().item(), error(value, exact[name])
+        plainly_off = error(plain[name], exact[name])
         allowed = TOLERANCES[value.dtype] * size
         if value.dtype in (torch.bfloat16, torch.float16):
             # float32's rounding decides which way a tie goes, in either computation.
             allowed = min(allowed, 2 * plainly_off + 4 * torch.finfo(torch.float32).eps * size)
-        if (operator.name, name) in CANCELLING:
+        if not operator.has_heads and name in CANCELLING:
+            rounding = 4 * torch.finfo(results["final state"].dtype).eps * cancelled
+            allowed = max(allowed, rounding, 2 * plainly_off)
+        if ill_conditioned:
             allowed = max(allowed, 2 * plainly_off)
         if value.shape != exact[name].shape or not off <= allowed:
             lines.append(
@@ -91,7 +96,9 @@ def violations(
     return lines
 
 
-def assert_accurate(kernel, operator: Operator, inputs: Mapping[str, Tensor], **keywords) -> None:
+def assert_accurate(
+    kernel, operator: Operator, inputs: Mapping[str, Tensor], *, ill_conditioned: bool = False, **keywords
+) -> None:
     """The kernel's outputs and gradients are those of the reference in float64, within the tolerances."""
     results = run(kernel, operator, inputs, **keywords)
     for name, value in results.items():
@@ -100,4 +107,8 @@ def assert_accurate(kernel, operator: Operator, inputs: Mapping[str, Tensor], **
     # `algorithm` chooses between ways to compute the same thing; the reference knows one.
     mathematical = {name: value for name, value in keywords.items() if name != "algorithm"}
     exact, plain = exact_and_plain(kernel.reference, operator, inputs, **mathematical)
-    assert not (lines := violations(operator, results, exact, plain)), "\n" + "\n".join(lines)
+    for name, value in exact.items():
+        assert value.isfinite().all(), f"the reference's {name} is not finite: a problem without an answer"
+    assert not (lines := violations(operator, inputs, results, exact, plain, ill_conditioned)), (
+        "\n" + "\n".join(lines)
+    )
