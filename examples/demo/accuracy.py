@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,32 +19,27 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
     return ((value.double() - expected).norm() / expected.norm().clamp_min(1e-300)).item()
 
 
-def operator_errors(
-    model: LanguageModel, kernel: Recurrence, reference: Recurrence, window: Tensor
-) -> tuple[float, float]:
-    """Errors of the operator in the model's last layer, with a state before the tokens and one after.
+@dataclass(frozen=True)
+class Call:
+    """One call of the operator: its inputs, a state before it, gradients to come back, and its options."""
 
-    Args:
-        window: int64 `[B, T]`, the tokens that make the operator's inputs.
+    arguments: list[Tensor]
+    gradients: list[Tensor]
+    options: dict[str, str]
 
-    Returns:
-        The worst relative error of the outputs, and that of the gradients of all inputs and the state.
-    """
-    inputs, options = _last_inputs(model, kernel, window)
-    generator = torch.Generator().manual_seed(0)
-    batch, _, heads, size = inputs[0].shape
-    state = torch.randn(batch, heads, size, size, generator=generator)
-    grads = [torch.randn(inputs[0].shape, generator=generator), torch.randn(state.shape, generator=generator)]
+    def double(self) -> Call:
+        """The same call in float64."""
+        return Call([x.double() for x in self.arguments], [x.double() for x in self.gradients], self.options)
 
-    arguments = [*inputs, state]
-    outputs, gradients = _differentiate(kernel, arguments, grads, options)
-    double = [[x.double() for x in each] for each in (arguments, grads)]
-    expected_outputs, expected_gradients = _differentiate(reference, *double, options)
-    forward = max(map(relative_error, outputs, expected_outputs))
-    return forward, max(map(relative_error, gradients, expected_gradients))
+    def differentiate(self, recurrence: Recurrence) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The outputs, and the gradients of all arguments."""
+        leaves = [x.clone().requires_grad_() for x in self.arguments]
+        outputs = recurrence.forward(*leaves, **self.options)
+        return outputs, torch.autograd.grad(outputs, leaves, self.gradients)
 
 
-def _last_inputs(model: LanguageModel, kernel: Recurrence, window: Tensor) -> tuple[list[Tensor], dict]:
+def last_call(model: LanguageModel, kernel: Recurrence, window: Tensor) -> Call:
+    """The call that the model's last layer makes for `window` `[B, T]`, with a random state and gradients."""
     calls = []
 
     def remember(*inputs: Tensor, **options: str) -> tuple[Tensor, Tensor]:
@@ -53,12 +48,17 @@ def _last_inputs(model: LanguageModel, kernel: Recurrence, window: Tensor) -> tu
 
     with torch.no_grad():
         model(window, replace(kernel, forward=remember))
-    return calls[-1]
+    inputs, options = calls[-1]
+    generator = torch.Generator().manual_seed(0)
+    batch, _, heads, size = inputs[0].shape
+    state, grad_state = torch.randn(2, batch, heads, size, size, generator=generator)
+    grad_y = torch.randn(inputs[0].shape, generator=generator)
+    return Call([*inputs, state], [grad_y, grad_state], options)
 
 
-def _differentiate(
-    recurrence: Recurrence, arguments: list[Tensor], grads: list[Tensor], options: dict
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    leaves = [x.clone().requires_grad_() for x in arguments]
-    outputs = recurrence.forward(*leaves, **options)
-    return outputs, torch.autograd.grad(outputs, leaves, grads)
+def operator_errors(call: Call, kernel: Recurrence, reference: Recurrence) -> tuple[float, float]:
+    """Worst relative errors of the outputs and of the gradients, against the reference in float64."""
+    outputs, gradients = call.differentiate(kernel)
+    expected_outputs, expected_gradients = call.double().differentiate(reference)
+    forward = max(map(relative_error, outputs, expected_outputs))
+    return forward, max(map(relative_error, gradients, expected_gradients))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from examples.demo.accuracy import TOLERANCE
 from examples.demo.model import TITLES
-from examples.demo.speed import StepComparison
+from examples.demo.speed import Comparison
 from examples.demo.train import History
 
 # A model that learns anything at all takes far more than this off the eight bits it starts with.
@@ -20,8 +20,10 @@ class Result:
     Attributes:
         operator: `"wkv6"` or `"wkv7"`.
         parameters: trained numbers.
-        tokens_per_second: while training, evaluation included.
-        speed: its training step beside plain PyTorch.
+        tokens_per_second: in training steps.
+        step: a training step beside the same in plain PyTorch.
+        call: the operator alone, forward and backward, beside the same in plain PyTorch.
+        loss_difference: between the training losses of those two, relative.
         forward_error, gradient_error: of the operator, relative to the reference in float64.
         decode_error: logits of decoding relative to those of the whole text in one call.
         sample: generated text, the prompt first.
@@ -31,7 +33,9 @@ class Result:
     parameters: int
     history: History
     tokens_per_second: float
-    speed: StepComparison
+    step: Comparison
+    call: Comparison
+    loss_difference: float
     forward_error: float
     gradient_error: float
     decode_error: float

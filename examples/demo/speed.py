@@ -1,4 +1,4 @@
-"""The training step on the kernel beside the same step in plain PyTorch."""
+"""The kernel beside plain PyTorch: a whole training step, and the operator alone."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from examples.demo.accuracy import Call
 from examples.demo.model import LanguageModel
 from examples.demo.recurrence import Recurrence
 from examples.demo.train import Settings, make_optimizer, train_step
 
 
 @dataclass(frozen=True)
-class StepComparison:
-    """Medians of one training step, in seconds, and the largest relative difference of their losses."""
+class Comparison:
+    """Medians in seconds of the same work on the kernel and in plain PyTorch."""
 
     kernel: float
     plain: float
-    loss_difference: float
 
     @property
     def speedup(self) -> float:
@@ -35,12 +35,15 @@ def compare_steps(
     windows: list[Tensor],
     settings: Settings,
     on_step: Callable[[], None],
-) -> StepComparison:
+) -> tuple[Comparison, float]:
     """Train two copies of `model` on the same batches, in turns, one on each operator.
 
     Args:
         windows: batches `[B, T + 1]`; the first warms up and is not timed.
         on_step: called after each step, two for every window.
+
+    Returns:
+        The times, and the largest relative difference between the losses of the two.
     """
     recurrences = (kernel, plain)
     copies = [copy.deepcopy(model) for _ in recurrences]
@@ -54,5 +57,19 @@ def compare_steps(
             times[index].append(time.perf_counter() - start)
             on_step()
     difference = max(abs(a - b) / b for a, b in zip(*losses, strict=True))
-    medians = [statistics.median(each[1:]) for each in times]
-    return StepComparison(medians[0], medians[1], difference)
+    return _medians(times), difference
+
+
+def compare_calls(call: Call, kernel: Recurrence, plain: Recurrence, repeats: int = 5) -> Comparison:
+    """The operator alone, forward and backward, in turns; the first round warms up and is not timed."""
+    times: list[list[float]] = [[], []]
+    for _ in range(repeats + 1):
+        for index, recurrence in enumerate((kernel, plain)):
+            start = time.perf_counter()
+            call.differentiate(recurrence)
+            times[index].append(time.perf_counter() - start)
+    return _medians(times)
+
+
+def _medians(times: list[list[float]]) -> Comparison:
+    return Comparison(*(statistics.median(each[1:]) for each in times))

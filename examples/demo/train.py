@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from examples.demo.model import LanguageModel
 from examples.demo.recurrence import Recurrence
 
 BITS = 1 / math.log(2)  # nats to bits
-EVALUATIONS = 12
+EVALUATIONS = 10
 
 
 def _setting(default: float, help: str) -> Any:
@@ -28,8 +29,8 @@ class Settings:
 
     dim: int = _setting(128, "channels, a multiple of the head size, 64")
     layers: int = _setting(2, "blocks of time mixing and channel mixing")
-    batch: int = _setting(8, "sequences in a step")
-    tokens: int = _setting(64, "bytes in a sequence")
+    batch: int = _setting(4, "sequences in a step")
+    tokens: int = _setting(128, "bytes in a sequence")
     learning_rate: float = _setting(5e-3, "peak, after a linear rise and before a cosine down to a tenth")
     weight_decay: float = _setting(0.1, "of matrices")
     warmup: float = _setting(0.05, "share of the steps in which the learning rate rises")
@@ -38,10 +39,17 @@ class Settings:
 
 @dataclass
 class History:
-    """Losses in bits a byte, as (step, loss); training losses are those of single batches."""
+    """How training went.
+
+    Attributes:
+        train: (step, loss) of each batch, in bits a byte.
+        validation: (step, loss) on the validation windows.
+        seconds: spent in training steps, validation left out.
+    """
 
     train: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def cross_entropy(model: LanguageModel, recurrence: Recurrence, window: Tensor) -> Tensor:
@@ -93,18 +101,20 @@ def train(
     windows: Tensor,
     steps: int,
     settings: Settings,
-    on_step: Callable[[float], None],
+    on_step: Callable[[History], None],
 ) -> History:
-    """Train for `steps` steps; `on_step` gets each batch's loss. The seed and `steps` decide the result."""
+    """Train for `steps` steps, calling `on_step` after each. The seed and `steps` decide the result."""
     optimizer = make_optimizer(model, settings)
     history = History(validation=[(0, validate(model, recurrence, windows))])
     pause = max(1, steps // EVALUATIONS)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(step, steps, settings.warmup)
+        start = time.perf_counter()
         loss = train_step(model, recurrence, optimizer, next(batches))
+        history.seconds += time.perf_counter() - start
         history.train.append((step + 1, loss))
         if (step + 1) % pause == 0 or step + 1 == steps:
             history.validation.append((step + 1, validate(model, recurrence, windows)))
-        on_step(loss)
+        on_step(history)
     return history
