@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 
 from flash_rwkv import IntegrityError, LoaderError, NoVariantError, UnavailableError, get_kernel
 from flash_rwkv.lockfile import Lock
@@ -236,6 +236,20 @@ def test_unpinned_revision_is_pinned_by_its_first_use(hub: LoopbackHub, home: Ho
     result = home.run("-c", code)
     assert "IntegrityError" in result.stderr
     assert "ops.py" in result.stderr
+
+
+def test_first_use_of_an_unpinned_revision_does_not_trust_the_cache(hub: LoopbackHub, home: Home) -> None:
+    """Someone put a kernel with digests that fit into a shared cache, under the honest commit."""
+    honest = b"def whoami(): return 'honest'\nwkv7 = max\n".ljust(len(EVIL), b"\n")
+    tiny = TinyKernel(extra={"ops.py": honest})
+    commit = publish(hub, {VARIANT: tiny})
+    evil = TinyKernel(build_id=tiny.build_id, extra={"ops.py": EVIL}).files()
+    home.connect(hub.url)
+    snapshot_download(REPOSITORY, repo_type="kernel", revision=commit, cache_dir=home.cache)
+    for name in ("ops.py", "metadata.json"):
+        spoil(home.cached(name), evil[name])
+    with pytest.raises(IntegrityError, match=r"ops\.py"):
+        get_kernel(REPOSITORY, revision=commit)
 
 
 def test_unpinned_revision_must_match_its_own_metadata(hub: LoopbackHub, home: Home) -> None:

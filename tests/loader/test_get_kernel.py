@@ -25,6 +25,7 @@ def test_loads_from_the_hub_only_what_fits(hub: LoopbackHub, home: Home) -> None
 
 
 def test_runs_the_verified_copy(pinned: Lock, home: Home) -> None:
+    home.monkeypatch.setattr(sys, "dont_write_bytecode", False)
     kernel = get_kernel()
     assert Path(kernel.__file__) == home.stored("__init__.py")
     assert not list(home.store.rglob("__pycache__"))
