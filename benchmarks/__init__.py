@@ -1,0 +1,1 @@
+"""Timings of the operators, each with its error beside it."""

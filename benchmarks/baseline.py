@@ -1,0 +1,120 @@
+"""The plain C++ loops of cpu_baseline/: compiled in this run by this machine's g++, called through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+FOLDER = Path(__file__).parent
+SOURCES = FOLDER / "cpu_baseline"
+FLAGS = ["-std=c++20", "-O3", "-march=x86-64-v3", "-fopenmp-simd", "-fPIC", "-shared", "-pthread"]
+
+
+class Shape(ctypes.Structure):
+    """`Shape` of heads.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "tokens", "heads")]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One way of writing the loop.
+
+    Attributes:
+        name: loop order and where the decay comes from.
+        run: computes into `y` and `state`.
+        y, state: results of the last run, shaped as the operator's.
+    """
+
+    name: str
+    run: Callable[[], None]
+    y: Tensor
+    state: Tensor
+
+
+def baselines(
+    operator: str, inputs: dict[str, Tensor], given_decay: Tensor | None, threads: int
+) -> list[Baseline]:
+    """The loops of `operator` on float32 inputs: both loop orders, each with the decay given and computed.
+
+    Args:
+        operator: `"wkv4"` to `"wkv7"`.
+        inputs: the operator's inputs by name, contiguous, head size 64.
+        given_decay: what stands for w where the decay is given; None for wkv4, which has one way only.
+        threads: how many to start.
+    """
+    library = _compile("wkv6" if operator == "wkv5" else operator)
+    if operator == "wkv4":
+        return [_wkv4(library, inputs, threads)]
+    functions = {"rows": f"{library.stem}_forward", "columns": f"{library.stem}_forward_transposed"}
+    loops = []
+    for order, function in functions.items():
+        for given in (True, False):
+            w = given_decay if given else inputs["w"]
+            name = f"{order}, decay {'given' if given else 'computed'}"
+            loops.append(_heads(library, function, name, operator, {**inputs, "w": w}, given, threads))
+    return loops
+
+
+def _heads(
+    library: Path,
+    function: str,
+    name: str,
+    operator: str,
+    inputs: dict[str, Tensor],
+    given: bool,
+    threads: int,
+) -> Baseline:
+    batch, tokens, heads, size = inputs["r"].shape
+    y, state = torch.empty_like(inputs["r"]), torch.empty(batch, heads, size, size)
+    flags = [given] if operator == "wkv7" else [operator == "wkv5", given]
+    arguments = [*_pointers([*inputs.values(), y, state]), *map(ctypes.c_bool, flags), ctypes.c_int(threads)]
+    return _bind(library, function, name, Shape(batch, tokens, heads), arguments, y, state)
+
+
+def _wkv4(library: Path, inputs: dict[str, Tensor], threads: int) -> Baseline:
+    batch, tokens, channels = inputs["k"].shape
+    y, state = torch.empty_like(inputs["k"]), torch.empty(batch, 3, channels)
+    arguments = [*_pointers([*inputs.values(), y, state]), ctypes.c_int(threads)]
+    return _bind(
+        library, "wkv4_forward", "channels", Shape(batch, tokens, channels // 64), arguments, y, state
+    )
+
+
+def _bind(
+    library: Path, function: str, name: str, shape: Shape, arguments: list, y: Tensor, state: Tensor
+) -> Baseline:
+    call = getattr(ctypes.CDLL(str(library)), function)
+    call.restype = None
+    return Baseline(name, lambda: call(shape, *arguments), y, state)
+
+
+def _pointers(tensors: list[Tensor]) -> list[ctypes.c_void_p]:
+    for tensor in tensors:
+        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            raise ValueError(
+                f"a baseline takes contiguous float32, got {tensor.dtype}, strides {tensor.stride()}"
+            )
+    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+
+
+@cache
+def _compile(name: str) -> Path:
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise FileNotFoundError(
+            f"{compiler} is not on the path: the baseline needs a C++ compiler (CXX names one)"
+        )
+    library = FOLDER / ".compiled" / f"{name}.so"
+    library.parent.mkdir(exist_ok=True)
+    subprocess.run([compiler, *FLAGS, str(SOURCES / f"{name}.cpp"), "-o", str(library)], check=True)
+    return library
