@@ -15,10 +15,8 @@ HeadSizes::HeadSizes(const Checker& check, const char* name, const Tensor& first
 }
 
 void HeadSizes::check_tokens(const Checker& check, const char* name, const Tensor& tensor) const {
-  if (one_token)
-    check.shape(name, tensor, {{"B", batch}, {"H", heads}, {"N", size}});
-  else
-    check.shape(name, tensor, {{"B", batch}, {"T", tokens}, {"H", heads}, {"N", size}});
+  if (one_token) check.shape(name, tensor, {{"B", batch}, {"H", heads}, {"N", size}});
+  else check.shape(name, tensor, {{"B", batch}, {"T", tokens}, {"H", heads}, {"N", size}});
 }
 
 void check_state(const Checker& check, const char* name, const Tensor& state, int64_t sequences,
@@ -30,8 +28,7 @@ void check_state(const Checker& check, const char* name, const Tensor& state, in
 OptionalTensor check_pool(const Checker& check, const Tensor& state, const OptionalTensor& slots,
                           const HeadSizes& sizes) {
   const int64_t rows = slots && state.dim() > 0 ? state.size(0) : sizes.batch;
-  check.shape("state", state,
-              {{slots ? "P" : "B", rows}, {"H", sizes.heads}, {"N", sizes.size}, {"N", sizes.size}});
+  check.shape("state", state, {{slots ? "P" : "B", rows}, {"H", sizes.heads}, {"N", sizes.size}, {"N", sizes.size}});
   check.pool_dtype("state", state);
   if (!slots) return std::nullopt;
   return check.slots(*slots, sizes.batch, rows);

@@ -121,8 +121,8 @@ void Checker::pool_dtype(const char* name, const Tensor& tensor) const {
 
 void Checker::head_size(int64_t n) const {
   if (n < 8 || n > 256 || n % 8 != 0)
-    fail(std::string(first_name_) + " must have a head size N that is a multiple of 8 from 8 to 256, got N = " +
-         std::to_string(n));
+    fail(std::string(first_name_) +
+         " must have a head size N that is a multiple of 8 from 8 to 256, got N = " + std::to_string(n));
 }
 
 void Checker::decay(int64_t form) const {
@@ -131,12 +131,10 @@ void Checker::decay(int64_t form) const {
 
 Tensor Checker::cu_seqlens(const Tensor& offsets, int64_t batch, int64_t tokens) const {
   device("cu_seqlens", offsets);
-  if (offsets.scalar_type() != ScalarType::Int)
-    fail("cu_seqlens must be int32, got " + name_of(offsets.scalar_type()));
+  if (offsets.scalar_type() != ScalarType::Int) fail("cu_seqlens must be int32, got " + name_of(offsets.scalar_type()));
   if (offsets.dim() != 1 || offsets.size(0) < 2)
     fail("cu_seqlens must be [S + 1] with at least 2 entries, got " + shape_of(offsets));
-  if (batch != 1)
-    fail("cu_seqlens needs packed sequences in a batch of B = 1, got B = " + std::to_string(batch));
+  if (batch != 1) fail("cu_seqlens needs packed sequences in a batch of B = 1, got B = " + std::to_string(batch));
   const Tensor packed = torch::stable::contiguous(offsets);
   if (!cpu_) return packed;
   const int32_t* values = packed.const_data_ptr<int32_t>();

@@ -72,11 +72,11 @@ class Checker {
 };
 
 // Strides by dimension; a dimension that the tensor lacks has stride 0.
-View view_tokens(const Tensor& tensor);    // [B, T, H, N], or [B, H, N]: one token
-View view_channels(const Tensor& tensor);  // [B, T, C], or [B, C]: one token
-View view_head_row(const Tensor& tensor);  // [H, N]
-View view_row(const Tensor& tensor);       // [C]
-View view_state(const Tensor& tensor);     // [S, H, N_value, N_key]
+View view_tokens(const Tensor& tensor);      // [B, T, H, N], or [B, H, N]: one token
+View view_channels(const Tensor& tensor);    // [B, T, C], or [B, C]: one token
+View view_head_row(const Tensor& tensor);    // [H, N]
+View view_row(const Tensor& tensor);         // [C]
+View view_state(const Tensor& tensor);       // [S, H, N_value, N_key]
 View view_wkv4_state(const Tensor& tensor);  // [S, 3, C]
 
 inline View view_tokens(const OptionalTensor& t) { return t ? view_tokens(*t) : View(); }

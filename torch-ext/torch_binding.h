@@ -19,8 +19,8 @@ Tensor wkv4_step(Tensor k, Tensor v, Tensor w, Tensor u, Tensor state, OptionalT
 
 // kVersion 5: w is [H, N]. kVersion 6: w is [B, T, H, N].
 template <int kVersion>
-Outputs wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor state,
-                     OptionalTensor cu_seqlens, int64_t decay, bool save);
+Outputs wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor state, OptionalTensor cu_seqlens,
+                     int64_t decay, bool save);
 template <int kVersion>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward(Tensor r, Tensor k, Tensor v, Tensor w,
                                                                          Tensor u, Tensor checkpoints,

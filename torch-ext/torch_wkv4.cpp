@@ -24,10 +24,8 @@ struct ChannelSizes {
   }
 
   void check_tokens(const Checker& check, const char* name, const Tensor& tensor) const {
-    if (one_token)
-      check.shape(name, tensor, {{"B", batch}, {"C", channels}});
-    else
-      check.shape(name, tensor, {{"B", batch}, {"T", tokens}, {"C", channels}});
+    if (one_token) check.shape(name, tensor, {{"B", batch}, {"C", channels}});
+    else check.shape(name, tensor, {{"B", batch}, {"T", tokens}, {"C", channels}});
   }
 
   void check_state(const Checker& check, const char* name, const Tensor& state) const {
@@ -35,9 +33,7 @@ struct ChannelSizes {
     check.compute_dtype(name, state);
   }
 
-  int64_t checkpoint_blocks() const {
-    return batch * ((tokens + kCheckpointTokens - 1) / kCheckpointTokens);
-  }
+  int64_t checkpoint_blocks() const { return batch * ((tokens + kCheckpointTokens - 1) / kCheckpointTokens); }
 };
 
 Wkv4Params check_inputs(const Checker& check, const ChannelSizes& sizes, const Inputs& in) {
@@ -81,8 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> wkv4_backward(Tensor k, Tenso
   const Checker check("wkv4", "k", k);
   const ChannelSizes sizes(check, k, false);
   Wkv4Params p = check_inputs(check, sizes, {k, v, w, u});
-  check.shape("checkpoints", checkpoints,
-              {{"blocks", sizes.checkpoint_blocks()}, {"3", 3}, {"C", sizes.channels}});
+  check.shape("checkpoints", checkpoints, {{"blocks", sizes.checkpoint_blocks()}, {"3", 3}, {"C", sizes.channels}});
   check.compute_dtype("checkpoints", checkpoints);
   if (!checkpoints.is_contiguous()) check.fail("checkpoints must be contiguous, as forward made them");
   if (grad_y) {

@@ -22,10 +22,8 @@ Wkv6Params check_inputs(const Checker& check, const HeadSizes& sizes, const Inpu
   check.same_dtype("k", in.k);
   sizes.check_tokens(check, "v", in.v);
   check.same_dtype("v", in.v);
-  if (kVersion == 5)
-    check.shape("w", in.w, {{"H", sizes.heads}, {"N", sizes.size}});
-  else
-    sizes.check_tokens(check, "w", in.w);
+  if (kVersion == 5) check.shape("w", in.w, {{"H", sizes.heads}, {"N", sizes.size}});
+  else sizes.check_tokens(check, "w", in.w);
   check.same_or_float("w", in.w);
   check.shape("u", in.u, {{"H", sizes.heads}, {"N", sizes.size}});
   check.same_or_float("u", in.u);
@@ -47,8 +45,8 @@ Wkv6Params check_inputs(const Checker& check, const HeadSizes& sizes, const Inpu
 }  // namespace
 
 template <int kVersion>
-Outputs wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor state,
-                     OptionalTensor cu_seqlens, int64_t decay, bool save) {
+Outputs wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor state, OptionalTensor cu_seqlens,
+                     int64_t decay, bool save) {
   const Checker check(op_name<kVersion>(), "r", r);
   const HeadSizes sizes(check, "r", r, false);
   Wkv6Params p = check_inputs<kVersion>(check, sizes, {r, k, v, w, u}, decay);
@@ -101,18 +99,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward(Tensor 
   g.dv = view_tokens(dv);
   g.dstate = view_state(dstate);
   g.du_sum = du_sum.data_ptr();
-  if (kVersion == 5)
-    g.dw_sum = dw.data_ptr();
-  else
-    g.dw = view_tokens(dw);
+  if (kVersion == 5) g.dw_sum = dw.data_ptr();
+  else g.dw = view_tokens(dw);
   cpu::kernels().wkv6_backward(p, g, torch_workers());
-  return {dr, dk, dv, kVersion == 5 ? sum_sequences(dw, w.scalar_type()) : dw,
-          sum_sequences(du_sum, u.scalar_type()), dstate};
+  return {
+      dr,    dk, dv, kVersion == 5 ? sum_sequences(dw, w.scalar_type()) : dw, sum_sequences(du_sum, u.scalar_type()),
+      dstate};
 }
 
 template <int kVersion>
-Tensor wkv6_step(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor state, OptionalTensor slots,
-                 int64_t decay) {
+Tensor wkv6_step(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor state, OptionalTensor slots, int64_t decay) {
   const Checker check(kVersion == 5 ? "wkv5_step_" : "wkv6_step_", "r", r);
   const HeadSizes sizes(check, "r", r, true);
   Wkv6Params p = check_inputs<kVersion>(check, sizes, {r, k, v, w, u}, decay);
@@ -128,10 +124,14 @@ Tensor wkv6_step(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor state,
 
 template Outputs wkv6_forward<5>(Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor, int64_t, bool);
 template Outputs wkv6_forward<6>(Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor, int64_t, bool);
-template std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward<5>(
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor, OptionalTensor, int64_t);
-template std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward<6>(
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor, OptionalTensor, int64_t);
+template std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward<5>(Tensor, Tensor, Tensor, Tensor,
+                                                                                     Tensor, Tensor, OptionalTensor,
+                                                                                     OptionalTensor, OptionalTensor,
+                                                                                     int64_t);
+template std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward<6>(Tensor, Tensor, Tensor, Tensor,
+                                                                                     Tensor, Tensor, OptionalTensor,
+                                                                                     OptionalTensor, OptionalTensor,
+                                                                                     int64_t);
 template Tensor wkv6_step<5>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, int64_t);
 template Tensor wkv6_step<6>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, int64_t);
 

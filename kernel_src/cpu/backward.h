@@ -16,16 +16,17 @@ struct BackwardScratch {
   alignas(64) T v[kBlock * NP];
   T dy[kBlock * NP];
   T dv[kBlock * NP];
-  T derivative[kBlock * NP];            // of the decay
-  T part[kKeys][kBlock * NP];           // key-side gradients of this group of rows
-  T total[kKeys][kBlock * NP];          // of all groups
+  T derivative[kBlock * NP];                           // of the decay
+  T part[kKeys][kBlock * NP];                          // key-side gradients of this group of rows
+  T total[kKeys][kBlock * NP];                         // of all groups
   T sums[NP / kGroupRows][kSums > 0 ? kSums : 1][NP];  // a group's sums over the tokens so far
-  T state[NP * NP];                     // the block's checkpoint
-  T grad_state[NP * NP];                // gradient of the state after the token at hand
-  T history[(kBlock + 1) * Tile<T, NP>::kRows * NP];  // states of one tile before each token, and after the last
+  T state[NP * NP];                                    // the block's checkpoint
+  T grad_state[NP * NP];                               // gradient of the state after the token at hand
+  T history[(kBlock + 1) * Tile<T, NP>::kRows * NP];   // states of one tile before each token, and after the last
 };
 
-// Op gives Params, Gradients, Scratch, kKeys, kSums, load, tile, finish_group, finish_block and finish_sums.
+// Op gives Params, Gradients, Scratch, kKeys, kSums, prepare, load, look_ahead, tile and the finish_ steps: after a
+// group of rows, after the rows of a block, after all groups of a block, after a sequence.
 template <class Op, class T, int NP>
 struct BackwardWalk {
   using Params = typename Op::Params;
@@ -64,14 +65,18 @@ struct BackwardWalk {
       }
   }
 
-  void group_of_block(Scratch& s, int group, int64_t last, int n) const {
+  void group_of_block(Scratch& s, const Ahead& ahead, int group, int64_t last, int n) const {
+    constexpr int kTiles = kGroupRows / Tile<T, NP>::kRows;
     for (int key = 0; key < kKeys; ++key) fill_row(s.part[key], n * NP, T(0));
-    const int64_t end = (group + 1) * kGroupRows < last ? (group + 1) * kGroupRows : last;
-    for (int64_t row = group * kGroupRows; row < end; row += Tile<T, NP>::kRows) Op::tile(s, row, n);
+    for (int i = 0; i < kTiles; ++i) {
+      const int index = group * kTiles + i;
+      const int64_t row = static_cast<int64_t>(index) * Tile<T, NP>::kRows;
+      if (row < last) Op::tile(s, row, n, ahead.share(index, split.groups * kTiles));
+    }
     Op::finish_group(p, s, group, n);
   }
 
-  void block(Scratch& s, HeadItem head, Place at, int64_t checkpoint, int n) const {
+  void block(Scratch& s, HeadItem head, Place at, int64_t begin, int64_t checkpoint, int n) const {
     const int64_t size = p.head_size;
     Op::load(p, at, n, s);
     load_tokens<NP>(p.v, at, n, size, s.v);
@@ -81,8 +86,10 @@ struct BackwardWalk {
     const int64_t bound = head.last_group * kGroupRows;
     const int64_t last = bound < size ? bound : size;
     for (int64_t i = first; i < last; ++i) copy_row(saved + i * size, s.state + i * NP, size);
+    Ahead ahead;
+    if (at.token > begin) Op::look_ahead(p, g, {at.batch, at.token - kBlock, at.head}, ahead);
     for (int group = head.first_group; group < head.last_group; ++group) {
-      group_of_block(s, group, last, n);
+      group_of_block(s, ahead, group, last, n);
       if (parts) {
         leave_part(s, at, n, group);
         continue;
@@ -92,6 +99,7 @@ struct BackwardWalk {
         else add_to(s.total[key], s.part[key], n * NP);
       }
     }
+    Op::finish_rows(s, n);
     store_tokens<NP>(g.dv, at, n, first, last, s.dv);
     if (!parts) Op::finish_block(p, g, s, at, n);
   }
@@ -111,7 +119,7 @@ struct BackwardWalk {
     for (int64_t index = blocks - 1; index >= 0; --index) {
       const int64_t t = index * kBlock;
       const int n = static_cast<int>(length - t < kBlock ? length - t : kBlock);
-      block(s, head, {p.sequences.batch(head.sequence), begin + t, head.head},
+      block(s, head, {p.sequences.batch(head.sequence), begin + t, head.head}, begin,
             p.sequences.first_checkpoint(head.sequence) + index, n);
     }
     store_state<NP>(g.dstate, head.sequence, head.head, first, bound < size ? bound : size, size, s.grad_state);
@@ -144,8 +152,7 @@ struct BackwardWalk {
     const SharedBuffer sums(p.sequences.count * head_parts * kSums);
     const BackwardWalk walk{p, g, split, in_parts ? static_cast<T*>(parts.data()) : nullptr,
                             static_cast<T*>(sums.data())};
-    for_each_item<Scratch>(workers, split.items,
-                           [&](int64_t index, Scratch& s) { walk.item(split.item(index), s); });
+    for_each_item<Scratch>(workers, split.items, [&](int64_t index, Scratch& s) { walk.item(split.item(index), s); });
     for_each_item<Scratch>(workers, p.sequences.count * p.num_heads, [&](int64_t index, Scratch& s) {
       walk.collect(index / p.num_heads, index % p.num_heads, s);
     });

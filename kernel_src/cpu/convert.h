@@ -57,6 +57,10 @@ FLASH_RWKV_INLINE uint16_t float_to_float16(float f) {
 #endif
 }
 
+FLASH_RWKV_INLINE int64_t element_bytes(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
 template <class T>
 FLASH_RWKV_INLINE T load_element(const void* data, DType dtype, int64_t offset) {
   switch (dtype) {
@@ -73,12 +77,8 @@ FLASH_RWKV_INLINE void store_element(void* data, DType dtype, int64_t offset, T 
   switch (dtype) {
     case DType::kFloat32: static_cast<float*>(data)[offset] = static_cast<float>(value); return;
     case DType::kFloat64: static_cast<double*>(data)[offset] = static_cast<double>(value); return;
-    case DType::kBFloat16:
-      static_cast<uint16_t*>(data)[offset] = float_to_bfloat16(static_cast<float>(value));
-      return;
-    case DType::kFloat16:
-      static_cast<uint16_t*>(data)[offset] = float_to_float16(static_cast<float>(value));
-      return;
+    case DType::kBFloat16: static_cast<uint16_t*>(data)[offset] = float_to_bfloat16(static_cast<float>(value)); return;
+    case DType::kFloat16: static_cast<uint16_t*>(data)[offset] = float_to_float16(static_cast<float>(value)); return;
   }
 }
 

@@ -22,8 +22,7 @@ const Candidate* candidates(int* count) {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  static const Candidate all[] = {
-      {&avx512::table, has_avx512}, {&avx2::table, has_avx2}, {&portable::table, true}};
+  static const Candidate all[] = {{&avx512::table, has_avx512}, {&avx2::table, has_avx2}, {&portable::table, true}};
 #else
   static const Candidate all[] = {{&portable::table, true}};
 #endif

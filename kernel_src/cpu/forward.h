@@ -5,7 +5,8 @@
 
 namespace flash_rwkv::cpu::FLASH_RWKV_ISA {
 
-// Op gives Params, Scratch (with state[NP * NP], v and y), prepare (once a head), load (inputs of a block) and tile.
+// Op gives Params, Scratch (with state[NP * NP], v and y), prepare (once a head), load (inputs of a
+// block), look_ahead, tile and finish (once a block).
 template <class Op, class T, int NP>
 struct ForwardWalk {
   using Params = typename Op::Params;
@@ -30,7 +31,12 @@ struct ForwardWalk {
         for (int64_t i = first; i < last; ++i) copy_row(s.state + i * NP, saved + i * size, size);
       }
       Op::load(p, at, n, s);
-      for (int64_t row = first; row < last; row += Tile<T, NP>::kRows) Op::tile(s, row, n);
+      Ahead ahead;
+      if (t + kBlock < length) Op::look_ahead(p, {at.batch, at.token + kBlock, at.head}, ahead);
+      constexpr int kRows = Tile<T, NP>::kRows;
+      for (int64_t row = first; row < last; row += kRows)
+        Op::tile(s, row, n, ahead.share(static_cast<int>(row - first) / kRows, static_cast<int>(last - first) / kRows));
+      Op::finish(s, n);
       store_tokens<NP>(p.y, at, n, first, last, s.y);
     }
     store_state<NP>(p.final_state, slot, head.head, first, last, size, s.state);

@@ -16,8 +16,7 @@ const KernelTable table = {
       p.k.dtype == DType::kFloat64 ? Wkv4Forward<double>::run(p, workers) : Wkv4Forward<float>::run(p, workers);
     },
     [](const Wkv4Params& p, const Wkv4Gradients& g, const Workers& workers) {
-      p.k.dtype == DType::kFloat64 ? Wkv4Backward<double>::run(p, g, workers)
-                                   : Wkv4Backward<float>::run(p, g, workers);
+      p.k.dtype == DType::kFloat64 ? Wkv4Backward<double>::run(p, g, workers) : Wkv4Backward<float>::run(p, g, workers);
     },
     [](const Wkv6Params& p, const Workers& workers) {
       with_padded_size<Wkv6Forward>(p.r.dtype, p.head_size, p, workers);

@@ -45,9 +45,7 @@ FLASH_RWKV_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm
 FLASH_RWKV_INLINE Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm512_sub_ps(a.x, b.x)}; }
 FLASH_RWKV_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm512_mul_ps(a.x, b.x)}; }
 FLASH_RWKV_INLINE Vec<float> operator/(Vec<float> a, Vec<float> b) { return {_mm512_div_ps(a.x, b.x)}; }
-FLASH_RWKV_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
-  return {_mm512_fmadd_ps(a.x, b.x, c.x)};
-}
+FLASH_RWKV_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm512_fmadd_ps(a.x, b.x, c.x)}; }
 // min and max return b when either is NaN.
 FLASH_RWKV_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return {_mm512_min_ps(a.x, b.x)}; }
 FLASH_RWKV_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return {_mm512_max_ps(a.x, b.x)}; }
@@ -56,9 +54,7 @@ FLASH_RWKV_INLINE Vec<float> select_less(Vec<float> a, Vec<float> b, Vec<float> 
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.x, b.x, _CMP_LT_OQ), d.x, c.x)};
 }
 FLASH_RWKV_INLINE Vec<float> round(Vec<float> a) { return {_mm512_roundscale_ps(a.x, 8)}; }
-FLASH_RWKV_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> n) {
-  return {_mm512_scalef_ps(a.x, n.x)};
-}
+FLASH_RWKV_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> n) { return {_mm512_scalef_ps(a.x, n.x)}; }
 
 template <>
 struct Vec<double> {
@@ -97,9 +93,7 @@ FLASH_RWKV_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm
 FLASH_RWKV_INLINE Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm256_sub_ps(a.x, b.x)}; }
 FLASH_RWKV_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm256_mul_ps(a.x, b.x)}; }
 FLASH_RWKV_INLINE Vec<float> operator/(Vec<float> a, Vec<float> b) { return {_mm256_div_ps(a.x, b.x)}; }
-FLASH_RWKV_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
-  return {_mm256_fmadd_ps(a.x, b.x, c.x)};
-}
+FLASH_RWKV_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm256_fmadd_ps(a.x, b.x, c.x)}; }
 FLASH_RWKV_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return {_mm256_min_ps(a.x, b.x)}; }
 FLASH_RWKV_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return {_mm256_max_ps(a.x, b.x)}; }
 FLASH_RWKV_INLINE Vec<float> select_less(Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d) {
@@ -217,10 +211,8 @@ FLASH_RWKV_INLINE void sum_rows(const Vec<double> (&rows)[R], double* out) {
 template <class T, int R>
 FLASH_RWKV_INLINE void sum_rows(const Vec<T> (&rows)[R], T* out) {
   for (int i = 0; i < R; ++i) {
-    if constexpr (Vec<T>::kLanes == 4)
-      out[i] = (rows[i].x[0] + rows[i].x[2]) + (rows[i].x[1] + rows[i].x[3]);
-    else
-      out[i] = rows[i].x[0] + rows[i].x[1];
+    if constexpr (Vec<T>::kLanes == 4) out[i] = (rows[i].x[0] + rows[i].x[2]) + (rows[i].x[1] + rows[i].x[3]);
+    else out[i] = rows[i].x[0] + rows[i].x[1];
   }
 }
 
@@ -259,10 +251,8 @@ FLASH_RWKV_INLINE Vec<T> exp(Vec<T> x) {
   T lanes[Vec<T>::kLanes];
   x.store(lanes);
   for (int i = 0; i < Vec<T>::kLanes; ++i) {
-    if constexpr (sizeof(T) == 4)
-      lanes[i] = ::expf(lanes[i]);
-    else
-      lanes[i] = ::exp(lanes[i]);
+    if constexpr (sizeof(T) == 4) lanes[i] = ::expf(lanes[i]);
+    else lanes[i] = ::exp(lanes[i]);
   }
   return Vec<T>::load(lanes);
 }

@@ -77,8 +77,7 @@ struct Wkv4Work {
 // The same view, from a channel on.
 FLASH_RWKV_INLINE View from_channel(View view, int64_t channel) {
   if (view.data == nullptr) return view;
-  const int64_t bytes = view.dtype == DType::kFloat64 ? 8 : view.dtype == DType::kFloat32 ? 4 : 2;
-  view.data = static_cast<char*>(view.data) + channel * view.stride[3] * bytes;
+  view.data = static_cast<char*>(view.data) + channel * view.stride[3] * element_bytes(view.dtype);
   return view;
 }
 
@@ -310,8 +309,7 @@ struct Wkv4Backward {
 
   static void run(const Wkv4Params& p, const Wkv4Gradients& g, const Workers& workers) {
     const Wkv4Work<T> work(p);
-    for_each_item<Scratch>(workers, work.items,
-                           [&](int64_t index, Scratch& s) { item(p, g, work.item(index), s); });
+    for_each_item<Scratch>(workers, work.items, [&](int64_t index, Scratch& s) { item(p, g, work.item(index), s); });
   }
 };
 

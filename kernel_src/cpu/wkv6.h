@@ -55,10 +55,16 @@ struct Wkv6Forward {
     load_tokens<NP>(p.v, at, n, p.head_size, s.v);
   }
 
-  static void tile(Scratch& s, int64_t row, int n) {
+  static void look_ahead(const Params& p, Place at, Ahead& ahead) {
+    const View* const views[] = {&p.r, &p.k, &p.v, &p.w, &p.y};
+    for (const View* view : views) ahead.add(*view, at, p.head_size);
+  }
+
+  static void tile(Scratch& s, int64_t row, int n, Ahead::Share ahead) {
     Tile<T, NP> state;
     state.load(s.state + row * NP);
     for (int t = 0; t < n; ++t) {
+      ahead.fetch(t);
       const T* r = s.in.r + t * NP;
       const T* k = s.in.k + t * NP;
       const T* d = s.in.d + t * NP;
@@ -76,11 +82,14 @@ struct Wkv6Forward {
           state.x[i][c] = fma(dc, state.x[i][c], kc * Vec<T>::fill(v[i]));
         }
       }
-      T* out = s.y + t * NP + row;
-      sum_rows(y, out);
-      for (int i = 0; i < R; ++i) out[i] += v[i] * s.in.bonus[t];
+      sum_rows(y, s.y + t * NP + row);
     }
     state.store(s.state + row * NP);
+  }
+
+  // y_i += v_i sum_j r_j u_j k_j, for all rows at once.
+  static void finish(Scratch& s, int n) {
+    for (int t = 0; t < n; ++t) add_scaled<NP>(s.y + t * NP, s.v + t * NP, s.in.bonus[t]);
   }
 
   static void run(const Params& p, const Workers& workers) { ForwardWalk<Wkv6Forward, T, NP>::run(p, workers); }
@@ -108,6 +117,11 @@ struct Wkv6Backward {
 
   static void load(const Params& p, Place at, int n, Scratch& s) { s.in.load(p, at, n, s.derivative); }
 
+  static void look_ahead(const Params& p, const Gradients& g, Place at, Ahead& ahead) {
+    const View* const views[] = {&p.r, &p.k, &p.w, &p.v, &g.grad_y, &g.dr, &g.dk, &g.dw, &g.dv};
+    for (const View* view : views) ahead.add(*view, at, p.head_size);
+  }
+
   // history[t] = the tile's state before token t
   static void recompute(Scratch& s, int64_t row, int n) {
     Tile<T, NP> state;
@@ -127,11 +141,12 @@ struct Wkv6Backward {
 
   // With G the gradient of the state after token t: dk_j += G_ij v_i, dd_j += G_ij S_ij, dr_j += S_ij dy_i,
   // dv_i += G_ij k_j; then G_ij = d_j G_ij + dy_i r_j is the gradient of the state before it.
-  static void tile(Scratch& s, int64_t row, int n) {
+  static void tile(Scratch& s, int64_t row, int n, Ahead::Share ahead) {
     recompute(s, row, n);
     Tile<T, NP> grad;
     grad.load(s.grad_state + row * NP);
     for (int t = n - 1; t >= 0; --t) {
+      ahead.fetch(t);
       const T* v = s.v + t * NP + row;
       const T* dy = s.dy + t * NP + row;
       const T* history = s.history + t * R * NP;
@@ -160,9 +175,7 @@ struct Wkv6Backward {
         dk.store(s.part[kK] + at);
         dd.store(s.part[kD] + at);
       }
-      T* out = s.dv + t * NP + row;
-      sum_rows(dv, out);
-      for (int i = 0; i < R; ++i) out[i] += dy[i] * s.in.bonus[t];
+      sum_rows(dv, s.dv + t * NP + row);
     }
     grad.store(s.grad_state + row * NP);
   }
@@ -187,6 +200,10 @@ struct Wkv6Backward {
         add_to(s.sums[group][kW], s.part[kD] + t * NP, NP);
       }
     }
+  }
+
+  static void finish_rows(Scratch& s, int n) {
+    for (int t = 0; t < n; ++t) add_scaled<NP>(s.dv + t * NP, s.dy + t * NP, s.in.bonus[t]);
   }
 
   static void finish_block(const Params& p, const Gradients& g, Scratch& s, Place at, int n) {

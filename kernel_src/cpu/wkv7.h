@@ -65,10 +65,16 @@ struct Wkv7Forward {
     load_tokens<NP>(p.v, at, n, p.head_size, s.v);
   }
 
-  static void tile(Scratch& s, int64_t row, int n) {
+  static void look_ahead(const Params& p, Place at, Ahead& ahead) {
+    const View* const views[] = {&p.r, &p.w, &p.k, &p.v, &p.a, &p.b, &p.y};
+    for (const View* view : views) ahead.add(*view, at, p.head_size);
+  }
+
+  static void tile(Scratch& s, int64_t row, int n, Ahead::Share ahead) {
     Tile<T, NP> state;
     state.load(s.state + row * NP);
     for (int t = 0; t < n; ++t) {
+      ahead.fetch(t);
       const int at = t * NP;
       const T* v = s.v + at + row;
       T sa[R];
@@ -94,6 +100,8 @@ struct Wkv7Forward {
     state.store(s.state + row * NP);
   }
 
+  static void finish(Scratch&, int) {}
+
   static void run(const Params& p, const Workers& workers) { ForwardWalk<Wkv7Forward, T, NP>::run(p, workers); }
 };
 
@@ -116,6 +124,12 @@ struct Wkv7Backward {
   static void prepare(const Params&, int64_t, Scratch&) {}
 
   static void load(const Params& p, Place at, int n, Scratch& s) { s.in.load(p, at, n, s.derivative); }
+
+  static void look_ahead(const Params& p, const Gradients& g, Place at, Ahead& ahead) {
+    const View* const views[] = {&p.r,  &p.w,  &p.k,  &p.v,  &p.a,  &p.b, &g.grad_y,
+                                 &g.dr, &g.dw, &g.dk, &g.dv, &g.da, &g.db};
+    for (const View* view : views) ahead.add(*view, at, p.head_size);
+  }
 
   // history[t] = the tile's state before token t, history[n] = after the last
   static void recompute(Scratch& s, int64_t row, int n) {
@@ -145,11 +159,12 @@ struct Wkv7Backward {
   // With G the gradient of the state after token t, first G_ij += dy_i r_j, then with S the state before it
   //   dr_j += S'_ij dy_i (S' after), dv_i = G_ij k_j, dk_j += G_ij v_i, db_j += G_ij sa_i, dd_j += G_ij S_ij,
   //   dsa_i = G_ij b_j, da_j += dsa_i S_ij, and G_ij = d_j G_ij + dsa_i a_j is the gradient of S.
-  static void tile(Scratch& s, int64_t row, int n) {
+  static void tile(Scratch& s, int64_t row, int n, Ahead::Share ahead) {
     recompute(s, row, n);
     Tile<T, NP> grad;
     grad.load(s.grad_state + row * NP);
     for (int t = n - 1; t >= 0; --t) {
+      ahead.fetch(t);
       const T* v = s.v + t * NP + row;
       const T* dy = s.dy + t * NP + row;
       const T* sa = s.sa + t * R;
@@ -207,6 +222,8 @@ struct Wkv7Backward {
   }
 
   static void finish_group(const Params&, Scratch&, int, int) {}
+
+  static void finish_rows(Scratch&, int) {}
 
   static void finish_block(const Params& p, const Gradients& g, Scratch& s, Place at, int n) {
     multiply_by(s.total[kD], s.derivative, n * NP);

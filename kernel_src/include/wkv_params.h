@@ -16,7 +16,7 @@ enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 enum class Decay : int { kLog = 0, kExp = 1, kSigmoid = 2 };
 
 // Tokens between two saved states. Backward recomputes what lies between them.
-constexpr int64_t kCheckpointTokens = 32;
+constexpr int64_t kCheckpointTokens = 64;
 
 // Strides are in elements and may be 0 (an expanded dimension). data is nullptr when the tensor is absent.
 struct View {
@@ -33,7 +33,9 @@ struct Sequences {
 
   FLASH_RWKV_ALWAYS_INLINE int64_t batch(int64_t s) const { return cu_seqlens ? 0 : s; }
   FLASH_RWKV_ALWAYS_INLINE int64_t begin(int64_t s) const { return cu_seqlens ? cu_seqlens[s] : 0; }
-  FLASH_RWKV_ALWAYS_INLINE int64_t length(int64_t s) const { return cu_seqlens ? cu_seqlens[s + 1] - cu_seqlens[s] : tokens; }
+  FLASH_RWKV_ALWAYS_INLINE int64_t length(int64_t s) const {
+    return cu_seqlens ? cu_seqlens[s + 1] - cu_seqlens[s] : tokens;
+  }
 
   // First checkpoint of sequence s. Packed sequences are placed by a bound that needs no sum over the others.
   FLASH_RWKV_ALWAYS_INLINE int64_t first_checkpoint(int64_t s) const {
@@ -49,10 +51,10 @@ struct Wkv6Params {
   int64_t head_size = 0;
   Decay decay = Decay::kExp;
   bool decay_per_token = true;
-  View r, k, v;  // [B, T, H, N]
-  View w;        // [B, T, H, N], or [H, N] with strides {0, 0, h, n}
-  View u;        // [H, N]
-  View state;    // [S or pool, H, N_value, N_key], may be absent
+  View r, k, v;                    // [B, T, H, N]
+  View w;                          // [B, T, H, N], or [H, N] with strides {0, 0, h, n}
+  View u;                          // [H, N]
+  View state;                      // [S or pool, H, N_value, N_key], may be absent
   const int32_t* slots = nullptr;  // [S], rows of state and final_state; nullptr: row s
   View y;                          // [B, T, H, N]
   View final_state;                // [S or pool, H, N_value, N_key]; may be the same memory as state
@@ -60,13 +62,13 @@ struct Wkv6Params {
 };
 
 struct Wkv6Gradients {
-  View grad_y;            // [B, T, H, N], may be absent
-  View grad_final_state;  // [S, H, N_value, N_key], may be absent
-  View dr, dk, dv;        // [B, T, H, N]
-  View dw;                // [B, T, H, N] (wkv6)
-  void* dw_sum = nullptr; // [S, H, N] compute dtype (wkv5): summed over tokens
-  void* du_sum = nullptr; // [S, H, N] compute dtype: summed over tokens
-  View dstate;            // [S, H, N_value, N_key]
+  View grad_y;             // [B, T, H, N], may be absent
+  View grad_final_state;   // [S, H, N_value, N_key], may be absent
+  View dr, dk, dv;         // [B, T, H, N]
+  View dw;                 // [B, T, H, N] (wkv6)
+  void* dw_sum = nullptr;  // [S, H, N] compute dtype (wkv5): summed over tokens
+  void* du_sum = nullptr;  // [S, H, N] compute dtype: summed over tokens
+  View dstate;             // [S, H, N_value, N_key]
 };
 
 struct Wkv7Params {
@@ -83,10 +85,10 @@ struct Wkv7Params {
 };
 
 struct Wkv7Gradients {
-  View grad_y;                 // [B, T, H, N], may be absent
-  View grad_final_state;       // [S, H, N_value, N_key], may be absent
-  View dr, dw, dk, dv, da, db; // [B, T, H, N]
-  View dstate;                 // [S, H, N_value, N_key]
+  View grad_y;                  // [B, T, H, N], may be absent
+  View grad_final_state;        // [S, H, N_value, N_key], may be absent
+  View dr, dw, dk, dv, da, db;  // [B, T, H, N]
+  View dstate;                  // [S, H, N_value, N_key]
 };
 
 struct Wkv4Params {
@@ -102,12 +104,12 @@ struct Wkv4Params {
 };
 
 struct Wkv4Gradients {
-  View grad_y;            // [B, T, 1, C], may be absent
-  View grad_final_state;  // [B, 1, 3, C], may be absent
-  View dk, dv;            // [B, T, 1, C]
-  void* dw_sum = nullptr; // [B, C] compute dtype: summed over tokens
-  void* du_sum = nullptr; // [B, C] compute dtype: summed over tokens
-  View dstate;            // [B, 1, 3, C]
+  View grad_y;             // [B, T, 1, C], may be absent
+  View grad_final_state;   // [B, 1, 3, C], may be absent
+  View dk, dv;             // [B, T, 1, C]
+  void* dw_sum = nullptr;  // [B, C] compute dtype: summed over tokens
+  void* du_sum = nullptr;  // [B, C] compute dtype: summed over tokens
+  View dstate;             // [B, 1, 3, C]
 };
 
 }  // namespace flash_rwkv

@@ -18,7 +18,7 @@ DECAYS = {"log": 0, "exp": 1, "sigmoid": 2}
 ALGORITHMS = ("auto", "recurrent", "chunk")
 
 # Tokens between two states that forward saves for backward; kCheckpointTokens in kernel_src/include/wkv_params.h.
-CHECKPOINT_TOKENS = 32
+CHECKPOINT_TOKENS = 64
 
 
 # --------------------------------------------------------------------------------------------------------------
