@@ -103,6 +103,14 @@ def _build_ninja(plan: Plan) -> str:
             "compile $in",
             deps=True,
         ),
+        # Everything but the init function becomes local before the final link. The version script alone
+        # would not do: ld exports what libstdc++ defines too, and kernels would use each other's copies.
+        *_rule(
+            "merge",
+            f"{_word(plan.toolchain.cxx)} -r -nostdlib $in -o $out.all && "
+            f"objcopy --keep-global-symbol=PyInit_{plan.build_id} $out.all $out",
+            "merge $out",
+        ),
         *_rule("link", f"{_word(plan.toolchain.cxx)} $flags $in $libraries -o $out", "link $out"),
     ]
     if plan.toolchain.cuda:
@@ -193,18 +201,20 @@ def _nvcc_flags(plan: Plan, section: Section, source: str, work: str) -> list[st
 def _link(plan: Plan, objects: list[str], work: str) -> list[str]:
     """Shared object that exports its init function alone and names libraries, but no folders."""
     # The system's libraries first: Torch's happen to export parts of libstdc++, and whoever takes those
-    # from there loads only with the Torch it was linked to.
-    system = ["-lstdc++", "-lm", "-lgcc_s", "-lc"]
+    # from there loads only with the Torch it was linked to. By file name: some compilers come with a
+    # static libstdc++ alone, and exceptions must be those that Torch catches.
+    system = ["-l:libstdc++.so.6", "-lm", "-l:libgcc_s.so.1", "-lc"]
     libraries = [*system, f"-L{plan.toolchain.torch / 'lib'}", "-ltorch_cpu"]
-    implicit = [f"{work}/generated/exports.map"]
-    lines = []
+    merged = f"{work}/merged.o"
+    lines = _build("merge", merged, " ".join(map(_path, objects)), [], escape=False)
+    inputs = f"{_path(merged)} | {work}/generated/exports.map"
     if plan.toolchain.cuda:
         # Always the stub, also beside a CUDA build of Torch: the same binary wherever it is linked.
         stub = f"{work}/stub/libtorch_cuda.so"
         flags = ["-shared", "-fPIC", "-nostdlib", "-Wl,-soname,libtorch_cuda.so"]
         lines += _build("link", stub, f"{work}/generated/torch_cuda_stub.cpp", flags)
         libraries += [stub, str(plan.toolchain.cuda.cudart)]
-        implicit.append(stub)
+        inputs += f" {_path(stub)}"
     flags = [
         "-shared",
         "-Wl,--as-needed",
@@ -213,7 +223,6 @@ def _link(plan: Plan, objects: list[str], work: str) -> list[str]:
         "-Wl,-z,relro,-z,now,-z,noexecstack",
         f"-Wl,--version-script={work}/generated/exports.map",
     ]
-    inputs = f"{' '.join(map(_path, objects))} | {' '.join(map(_path, implicit))}"
     lines += _build("link", f"{work}/{MODULE}", inputs, flags, libraries, escape=False)
     return [*lines, f"default {_path(f'{work}/{MODULE}')}"]
 

@@ -36,23 +36,30 @@ ABI_COMPAT_CPP = """\
 #include <sstream>
 #include <string>
 
-#define HIDDEN __attribute__((visibility("hidden")))
-
 // libstdc++ asks glibc 2.32 whether there are threads. Zero means "there may be".
-extern "C" HIDDEN char __libc_single_threaded;
+extern "C" char __libc_single_threaded;
 char __libc_single_threaded = 0;
 
-// GLIBCXX_3.4.29: std::__throw_bad_array_new_length, which the headers declare visible.
-[[noreturn]] HIDDEN void throw_bad_array_new_length() __asm__("_ZSt28__throw_bad_array_new_lengthv");
+// GLIBCXX_3.4.29: std::__throw_bad_array_new_length.
+[[noreturn]] void throw_bad_array_new_length() __asm__("_ZSt28__throw_bad_array_new_lengthv");
 void throw_bad_array_new_length() { throw std::bad_array_new_length(); }
 
 // GLIBCXX_3.4.29 (C++20's str() of lvalues and rvalues) and GLIBCXX_3.4.26 (constructors without arguments)
-template HIDDEN std::string std::stringbuf::str() const&;
-template HIDDEN std::string std::stringbuf::str() &&;
-template HIDDEN std::stringbuf::basic_stringbuf();
-template HIDDEN std::stringstream::basic_stringstream();
-template HIDDEN std::ostringstream::basic_ostringstream();
-template HIDDEN std::istringstream::basic_istringstream();
+template std::string std::stringbuf::str() const&;
+template std::string std::stringbuf::str() &&;
+template std::stringbuf::basic_stringbuf();
+template std::stringstream::basic_stringstream();
+template std::ostringstream::basic_ostringstream();
+template std::istringstream::basic_istringstream();
+
+#if _GLIBCXX_RELEASE >= 13
+// GLIBCXX_3.4.31
+template void std::string::_M_replace_cold(char*, size_type, const char*, size_type, size_type);
+
+// GLIBCXX_3.4.32: a reference to it makes std::cout ready; Torch, which is loaded first, has done that.
+void ios_base_library_init() __asm__("_ZSt21ios_base_library_initv");
+void ios_base_library_init() {}
+#endif
 """
 
 # glibc 2.29 gave these a new version without the old error handling; the old one is on every machine.

@@ -13,6 +13,8 @@ import torch
 from kernels import get_local_kernel
 from kernels._rust import Metadata
 
+from builder.config import open_repository
+from builder.source_state import source_state
 from tests.builder.tiny_kernel import CPU_VARIANT, TinyKernel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -114,21 +116,32 @@ def test_a_removed_python_file_leaves_the_variant(built: TinyKernel) -> None:
 
 
 def test_id_of_a_dirty_tree_is_its_content(built: TinyKernel) -> None:
-    clean = built.module().name
+    def unique_id() -> str:
+        return source_state(open_repository(built.root)).unique_id
+
+    clean = unique_id()
+    assert clean == built.git("rev-parse", "HEAD")[:7]
     built.append("kernel_src/scale.cpp", "// one\n")
-    built.build()
-    one = built.module().name
-    assert one.endswith("_dirty.abi3.so")
+    one = unique_id()
+    assert one.endswith("_dirty")
     built.append("kernel_src/scale.cpp", "// two\n")
-    built.build()
-    assert built.module().name not in (clean, one)
+    assert unique_id() not in (clean, one)
     built.replace("kernel_src/scale.cpp", "// two\n", "")
-    built.build()
-    assert built.module().name == one
-    assert Metadata.read_from_file(built.variant() / "metadata.json").provenance.dirty
+    assert unique_id() == one
+    built.write("kernel_src/new.h", "#pragma once\n")
+    assert unique_id() != one
+    (built.root / "kernel_src/new.h").unlink()
     built.git("checkout", "--quiet", "kernel_src")
+    assert unique_id() == clean
+
+
+def test_a_dirty_tree_shows_in_the_metadata(built: TinyKernel) -> None:
+    built.append("kernel_src/scale.cpp", "// not committed\n")
     built.build()
-    assert built.module().name == clean
+    metadata = Metadata.read_from_file(built.variant() / "metadata.json")
+    assert metadata.provenance.dirty
+    assert metadata.id.endswith("_dirty")
+    assert built.module().name == f"{metadata.id}.abi3.so"
 
 
 def test_a_note_outside_the_inputs_is_not_dirt(built: TinyKernel) -> None:

@@ -188,11 +188,23 @@ def test_an_exported_symbol(built: TinyKernel) -> None:
 
 def relink(kernel: TinyKernel, option: str, without: str = "-Wl,--no-such-option") -> None:
     """Put the objects together with another option."""
-    objects = sorted(str(p) for p in (kernel.root / ".build").rglob("*.o"))
+    objects = sorted(str(p) for p in (kernel.root / ".build" / CPU_VARIANT / "obj").rglob("*.o"))
     script = next((kernel.root / ".build").rglob("exports.map"))
     flags = ["-shared", "-Wl,--allow-shlib-undefined", f"-Wl,--version-script={script}", *option.split()]
     flags = [flag for flag in flags if not flag.startswith(without)]
     subprocess.run(["g++", *objects, *flags, "-o", str(kernel.module())], check=True)
+
+
+def test_own_copies_of_the_standard_library_stay_inside(built: TinyKernel) -> None:
+    """What libstdc++ exports too would be shared between kernels; ld does not hide it by itself."""
+    built.append(
+        "kernel_src/scale.cpp",
+        "namespace std { [[noreturn]] void __throw_length_error(const char*) { __builtin_trap(); } }\n",
+    )
+    built.build()
+    assert list(check_variant(built.variant(), "tiny_kernel")) == []
+    symbols = subprocess.run(["nm", str(built.module())], capture_output=True, text=True, check=True).stdout
+    assert " t _ZSt20__throw_length_errorPKc" in symbols
 
 
 def test_committed_generated_file(built: TinyKernel) -> None:
