@@ -125,7 +125,7 @@ def _values(
         log_rate = numbers.uniform(shape, -9, 1.5)
         return log_rate if decay == "exp" else -log_rate.exp()
     # Keys of about length 1, so that float16 holds sums over a thousand tokens.
-    scale = shape[-1] ** -0.5 if name == "k" and operator.has_heads else 1.0
+    scale = max(shape[-1], 1) ** -0.5 if name == "k" and operator.has_heads else 1.0
     return scale * numbers.normal(shape)
 
 
