@@ -24,8 +24,8 @@ demo: $(VENV)/.run build ## Build, publish to a Hub on this machine, load, train
 test: $(VENV)/.dev build ## Run the tests
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-bench: $(VENV)/.run build ## Time the CPU operators against a plain C++ loop
-	$(BIN)/python -m benchmarks.cpu $(ARGS)
+bench: $(VENV)/.run build ## Time the CPU operators against a plain C++ loop; results go into the README
+	$(BIN)/python -m benchmarks.cpu $(ARGS); status=$$?; $(BIN)/python -m benchmarks.report && exit $$status
 
 check: $(VENV)/.dev build ## Lint, formatting, the ABI and the layout of what was built
 	$(BIN)/ruff check .

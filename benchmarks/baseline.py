@@ -77,34 +77,38 @@ def _heads(
     batch, tokens, heads, size = inputs["r"].shape
     y, state = torch.empty_like(inputs["r"]), torch.empty(batch, heads, size, size)
     flags = [given] if operator == "wkv7" else [operator == "wkv5", given]
-    arguments = [*_pointers([*inputs.values(), y, state]), *map(ctypes.c_bool, flags), ctypes.c_int(threads)]
-    return _bind(library, function, name, Shape(batch, tokens, heads), arguments, y, state)
+    shape = Shape(batch, tokens, heads)
+    return _bind(library, function, name, shape, [*inputs.values(), y, state], flags, threads)
 
 
 def _wkv4(library: Path, inputs: dict[str, Tensor], threads: int) -> Baseline:
     batch, tokens, channels = inputs["k"].shape
     y, state = torch.empty_like(inputs["k"]), torch.empty(batch, 3, channels)
-    arguments = [*_pointers([*inputs.values(), y, state]), ctypes.c_int(threads)]
-    return _bind(
-        library, "wkv4_forward", "channels", Shape(batch, tokens, channels // 64), arguments, y, state
-    )
+    shape = Shape(batch, tokens, channels // 64)
+    return _bind(library, "wkv4_forward", "channels", shape, [*inputs.values(), y, state], [], threads)
 
 
 def _bind(
-    library: Path, function: str, name: str, shape: Shape, arguments: list, y: Tensor, state: Tensor
+    library: Path,
+    function: str,
+    name: str,
+    shape: Shape,
+    tensors: list[Tensor],
+    flags: list[bool],
+    threads: int,
 ) -> Baseline:
-    call = getattr(ctypes.CDLL(str(library)), function)
-    call.restype = None
-    return Baseline(name, lambda: call(shape, *arguments), y, state)
-
-
-def _pointers(tensors: list[Tensor]) -> list[ctypes.c_void_p]:
     for tensor in tensors:
         if tensor.dtype != torch.float32 or not tensor.is_contiguous():
-            raise ValueError(
-                f"a baseline takes contiguous float32, got {tensor.dtype}, strides {tensor.stride()}"
-            )
-    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+            raise ValueError(f"a baseline takes contiguous float32, got {tensor.dtype}, {tensor.stride()}")
+    call = getattr(ctypes.CDLL(str(library)), function)
+    call.restype = None
+
+    def run() -> None:
+        # The addresses are taken here, so that `run` keeps the tensors alive.
+        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+        call(shape, *pointers, *map(ctypes.c_bool, flags), ctypes.c_int(threads))
+
+    return Baseline(name, run, *tensors[-2:])
 
 
 @cache

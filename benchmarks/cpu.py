@@ -14,10 +14,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.cases import OPERATORS, make_case
-from benchmarks.machine import ROOT, describe
+from benchmarks.machine import RESULTS, ROOT, describe
 from benchmarks.measure import measure
-
-RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,8 +49,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cpu",
         description="Time forward, forward + backward and one decode step of each operator on the CPU, in "
-        "turns with a plain C++ loop compiled in the same run. Exit status 1 if a bar is missed. Needs a build: "
-        "`python -m builder build`.",
+        "turns with a plain C++ loop compiled in the same run. Exit status 1 if a bar is missed. Needs a "
+        "build: `python -m builder build`.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(

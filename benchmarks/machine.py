@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 
 
 def describe(kernel: ModuleType) -> dict[str, str | int | bool]:

@@ -1,0 +1,130 @@
+"""`python -m benchmarks.report`: puts measured results into README.md, as a table and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+from benchmarks.machine import RESULTS, ROOT
+
+BEGIN = "<!-- benchmarks: written by `python -m benchmarks.report`, do not edit -->"
+END = "<!-- end of benchmarks -->"
+README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "images" / "cpu.png"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the README's section and its picture, or with --check only compare the section."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description="Write the results of `python -m benchmarks.cpu` into the README, between its markers.",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit status 1 if the README is stale"
+    )
+    options = parser.parse_args(arguments)
+    results = load(RESULTS)
+    text = README.read_text()
+    fresh = insert(text, section(results))
+    if options.check:
+        if fresh != text:
+            print(
+                "README.md is older than benchmarks/results: run `python -m benchmarks.report`",
+                file=sys.stderr,
+            )
+        return int(fresh != text)
+    README.write_text(fresh)
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    plot(results, PICTURE)
+    print(f"wrote {README.relative_to(ROOT)} and {PICTURE.relative_to(ROOT)}")
+    return 0
+
+
+def load(folder: Path) -> list[dict]:
+    """The results of one run, in the order of the operators.
+
+    Raises:
+        SystemExit: there are none, or they come from different runs; the message says what to do.
+    """
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not results:
+        sys.exit(f"{folder} holds no results: run `make bench` first")
+    if any(result["machine"] != results[0]["machine"] for result in results):
+        sys.exit(
+            f"{folder} holds results of different commits or machines: run `make bench` for all operators"
+        )
+    return results
+
+
+def insert(text: str, section: str) -> str:
+    """`text` with `section` between the markers, of which there must be one each."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"README.md must have one line {BEGIN!r} and one line {END!r}")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{section}\n{END}{rest.split(END)[1]}"
+
+
+def section(results: list[dict]) -> str:
+    """What was measured where, as Markdown."""
+    machine, shape = results[0]["machine"], results[-1]["shape"]
+    lines = [
+        f"{machine['cpu']} ({machine['instruction_set']}), {machine['threads']} threads, float32, "
+        f"B{shape['B']} T{shape['T']} H{shape['H']} N{shape['N']} (wkv4: as many channels), "
+        f"Torch {machine['torch']}, commit {machine['commit'][:10]}. Medians of runs in turns; the C++ loop "
+        "is the fastest of the forms in `benchmarks/cpu_baseline`, compiled with `-O3 -march=x86-64-v3`. "
+        "Errors are relative to the reference in float64.",
+        "",
+        "| | forward, ms | C++ loop, ms | ratio | error | forward + backward, ms | error "
+        "| one-token step, µs | error |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_row(result) for result in results),
+    ]
+    return "\n".join(lines)
+
+
+def _row(result: dict) -> str:
+    error = {name: f"{value:.1e}" for name, value in result["errors"].items()}
+    cells = [
+        f"`{result['operator']}`",
+        f"{result['forward_ms']:.2f}",
+        f"{result['baseline_ms'][result['fastest_baseline']]:.2f}",
+        f"{result['forward_over_baseline']:.2f}",
+        error["forward"],
+        f"{result['forward_backward_ms']:.2f}",
+        error["backward"],
+        f"{result['step_us']:.0f}",
+        error["step"],
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def plot(results: list[dict], path: Path) -> None:
+    """Forward beside the C++ loop, and forward with backward, as bars."""
+    figure, axes = pyplot.subplots(figsize=(7, 3.4), layout="constrained")
+    series = {
+        "C++ loop, forward": ([r["baseline_ms"][r["fastest_baseline"]] for r in results], "#a8a29e"),
+        "forward": ([r["forward_ms"] for r in results], "#c2410c"),
+        "forward + backward": ([r["forward_backward_ms"] for r in results], "#fdba74"),
+    }
+    for index, (label, (values, color)) in enumerate(series.items()):
+        places = [place + (index - 1) * 0.27 for place in range(len(results))]
+        bars = axes.bar(places, values, width=0.25, label=label, color=color)
+        axes.bar_label(bars, fmt="%.1f", fontsize=8)
+    axes.set_xticks(range(len(results)), [r["operator"] for r in results])
+    axes.set(ylabel="ms")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
