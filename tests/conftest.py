@@ -12,8 +12,8 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Examples follow from the test alone, so that a failure repeats everywhere; no limit on the time of one, which
-# depends on what else the machine does.
+# Examples follow from the test alone, so that a failure repeats everywhere; no limit on the time of one,
+# which depends on what else the machine does.
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
 
@@ -71,8 +71,8 @@ def kernel(kernel_path: Path) -> ModuleType:
     loaded = get_local_kernel(ROOT)
     if loaded.__name__ not in (current := _ids_of_sources()):
         pytest.fail(
-            f"build/ is older than its sources: it holds {loaded.__name__}, they make {' or '.join(current)}: "
-            "run `make build` first",
+            f"build/ is older than its sources: it holds {loaded.__name__}, they make "
+            f"{' or '.join(current)}: run `make build` first",
             pytrace=False,
         )
     return loaded

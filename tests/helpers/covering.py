@@ -15,8 +15,8 @@ def covering_cases(
 ) -> Iterator[dict[str, Any]]:
     """Cases `{axis: value}` such that any two values of two axes meet in one, if `allowed` lets them.
 
-    Each case starts from a pair that has not met yet; of a fixed number of random completions the one that holds
-    the most further pairs is taken. Deterministic for a seed.
+    Each case starts from a pair that has not met yet; of a fixed number of random completions the one that
+    holds the most further pairs is taken. Deterministic for a seed.
     """
     chance = random.Random(seed)
     names = list(axes)

@@ -11,7 +11,7 @@ def contiguous(x: Tensor) -> Tensor:
 
 
 def transposed(x: Tensor) -> Tensor:
-    """Heads before tokens in memory, as after `[B, H, T, N].transpose(1, 2)`; channels first if there are no heads."""
+    """Heads before tokens in memory, as after `[B, H, T, N].transpose(1, 2)`; else channels first."""
     if x.dim() < 2:
         return strided(x)
     first, second = (1, 2) if x.dim() > 2 else (0, 1)

@@ -12,9 +12,9 @@ from tests.helpers.operators import Operator, call
 # Largest relative error ‖x − exact‖ / ‖exact‖ of a result, by the result's dtype.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}
 
-# RWKV-4's y is a mean of values, and these gradients measure how far values are from that mean: differences that at
-# the first tokens are nothing but rounding, of terms as large as |grad v · v|. Over many tokens o, of which w is
-# subtracted again and again, rounds more than they do.
+# RWKV-4's y is a mean of values, and these gradients measure how far values are from that mean: differences
+# that at the first tokens are nothing but rounding, of terms as large as |grad v · v|. Over many tokens o, to
+# which w is added again and again, rounds more than they do.
 CANCELLING = ("grad k", "grad w", "grad u", "grad state")
 
 
@@ -24,10 +24,10 @@ def run(
     """y, the final state, and the gradient of every input for random gradients of both, by name."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
     y, state = call(namespace, operator, leaves, **keywords)
-    pairs = zip((y, state), output_gradients(y, state, seed))
+    pairs = zip((y, state), output_gradients(y, state, seed), strict=True)
     # The final state after no token and from no state is a constant.
     differentiable = [(output, gradient) for output, gradient in pairs if output.requires_grad]
-    torch.autograd.backward(*zip(*differentiable))
+    torch.autograd.backward(*zip(*differentiable, strict=True))
     gradients = {
         f"grad {name}": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         for name, leaf in leaves.items()
@@ -36,13 +36,15 @@ def run(
 
 
 def output_gradients(y: Tensor, state: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Random gradients of y and of the final state: the same numbers whatever computes in float64.
+    """Random gradients of y and of the final state.
 
-    They are rounded to bfloat16 and float16 both, so that a reference in float64 receives what the kernel does.
+    They are rounded to bfloat16 and float16 both, so that float64 receives the numbers that any dtype does.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = (0.25 * torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in (y, state))
-    gy, gs = (x.bfloat16().half().to(like.device, like.dtype) for x, like in zip(drawn, (y, state)))
+    gy, gs = (
+        x.bfloat16().half().to(like.device, like.dtype) for x, like in zip(drawn, (y, state), strict=True)
+    )
     return gy, gs
 
 
@@ -70,9 +72,9 @@ def violations(
 ) -> list[str]:
     """What is wrong with `results`, one line each.
 
-    A result may be off by the tolerance of its dtype; in bfloat16 and float16 also by no more than twice the error
-    of plain PyTorch. In a problem that itself magnifies rounding (`ill_conditioned`), and for what cancels in
-    RWKV-4, twice the error of plain PyTorch is enough.
+    A result may be off by the tolerance of its dtype; in bfloat16 and float16 also by no more than twice the
+    error of plain PyTorch. In a problem that itself magnifies rounding (`ill_conditioned`), and for what
+    cancels in RWKV-4, twice the error of plain PyTorch is enough.
     """
     cancelled = (exact["grad v"] * inputs["v"].double()).norm().item()
     lines = []

@@ -16,8 +16,8 @@ DECAYS = ("log", "exp", "sigmoid")
 class Operator:
     """One recurrence.
 
-    `inputs` are its tensors in the order of the arguments, without the state, which comes last. `wide` are those
-    that may stay float32 beside lower-precision others.
+    `inputs` are its tensors in the order of the arguments, without the state, which comes last. `wide` are
+    those that may stay float32 beside lower-precision others.
     """
 
     name: str
@@ -83,10 +83,10 @@ def make_inputs(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Random inputs by name, `state` among them if wanted. The same seed gives the same numbers on every device.
+    """Random inputs by name, `state` among them if wanted; the same for a seed on every device.
 
-    Decays reach from about 0.01 to 0.9999 where the form allows. `wide_dtype` is the dtype of the inputs that may
-    differ (default: `dtype`); `sequences` is the number of states (default: `batch`).
+    Decays reach from about 0.01 to 0.9999 where the form allows. `wide_dtype` is the dtype of the inputs that
+    may differ (default: `dtype`); `sequences` is the number of states (default: `batch`).
     """
     generator = torch.Generator().manual_seed(seed)
     numbers = SimpleNamespace(

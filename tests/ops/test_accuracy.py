@@ -1,4 +1,4 @@
-"""Outputs and every gradient against the reference in float64, over all dtypes, lengths, sizes and options."""
+"""Outputs and every gradient against the reference in float64: all dtypes, lengths, sizes and options."""
 
 from __future__ import annotations
 

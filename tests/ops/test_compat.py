@@ -50,9 +50,12 @@ def test_a_batch_with_states_and_gradients(kernel, device, version, dtype) -> No
     out, state = function(**{NAMES[name]: x for name, x in leaves.items()})
     exact_out, exact_state = expected(kernel, operator, exact)
     shape = (BATCH, TOKENS, CHANNELS) if version == 5 else (BATCH, TOKENS, HEADS, SIZE)
-    assert out.shape == shape and out.dtype == dtype
-    assert state.shape == inputs["state"].shape and state.dtype == torch.float32
-    assert state is not leaves["state"] and torch.equal(leaves["state"], inputs["state"])
+    assert out.shape == shape
+    assert out.dtype == dtype
+    assert state.shape == inputs["state"].shape
+    assert state.dtype == torch.float32
+    assert state is not leaves["state"]
+    assert torch.equal(leaves["state"], inputs["state"])
 
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}
     assert error(out, exact_out.view(shape)) <= tolerance[dtype] * exact_out.norm()
@@ -74,7 +77,8 @@ def test_positional_arguments(kernel, device, version) -> None:
     function = getattr(kernel, f"rwkv{version}_cuda_linear_attention")
     out, state = function(*inputs.values())
     same_out, same_state = function(**{NAMES[name]: x for name, x in inputs.items()})
-    assert torch.equal(out, same_out) and torch.equal(state, same_state)
+    assert torch.equal(out, same_out)
+    assert torch.equal(state, same_state)
 
 
 def test_flat_decay_and_bonus(kernel, device) -> None:
@@ -87,7 +91,8 @@ def test_flat_decay_and_bonus(kernel, device) -> None:
     }
     out, state = kernel.rwkv5_cuda_linear_attention(*flat.values())
     same_out, same_state = kernel.rwkv5_cuda_linear_attention(*inputs.values())
-    assert torch.equal(out, same_out) and torch.equal(state, same_state)
+    assert torch.equal(out, same_out)
+    assert torch.equal(state, same_state)
     out.sum().backward()
     assert flat["w"].grad.shape == flat["u"].grad.shape == (CHANNELS,)
 

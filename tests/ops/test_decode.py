@@ -99,7 +99,7 @@ def test_slots_of_a_pool(kernel, device, operator, dtype, pool_dtype) -> None:
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
 @pytest.mark.parametrize("pool_dtype", POOL_DTYPES)
 def test_long_generation_stays_accurate(kernel, device, operator, pool_dtype) -> None:
-    """A pool in bfloat16 rounds the state once a token, and forgets those roundings as it forgets the tokens."""
+    """A bfloat16 pool rounds the state once a token, and forgets the roundings as it forgets the tokens."""
     inputs = make_inputs(operator, tokens=100, size=64, device=device)
     exact = call(kernel.reference, operator, {name: x.double() for name, x in inputs.items()})[0]
     state = inputs["state"].to(pool_dtype)
@@ -130,7 +130,7 @@ def test_float64_pool(kernel, operator) -> None:
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
 def test_pool_between_guard_bands_and_with_gaps(kernel, device, operator) -> None:
-    """A pool that is a strided view of a larger tensor: what lies between and around its rows stays as it was."""
+    """A pool that is a strided view of a larger tensor: what lies between and around it stays as it was."""
     inputs = make_inputs(operator, batch=3, tokens=2, size=24, device=device)
     shape = inputs["state"].shape
     around = torch.full((2 * shape[0] + 3, *shape[1:-1], shape[-1] + 5), 123.0, device=device)
@@ -141,7 +141,8 @@ def test_pool_between_guard_bands_and_with_gaps(kernel, device, operator) -> Non
 
     y = step(kernel, operator, inputs, pool)
     expected_y, expected_state = prefill(kernel, operator, inputs)
-    assert torch.equal(y, expected_y) and torch.equal(pool, expected_state)
+    assert torch.equal(y, expected_y)
+    assert torch.equal(pool, expected_state)
     assert (around[~inside] == 123).all()
 
 
@@ -162,7 +163,8 @@ def test_no_sequence(kernel, device, operator) -> None:
     pool = torch.randn(4, *inputs["state"].shape[1:], device=device)
     before = pool.clone()
     y = step(kernel, operator, inputs, pool, torch.empty(0, dtype=torch.int32, device=device))
-    assert y.shape == inputs[operator.first].shape and torch.equal(pool, before)
+    assert y.shape == inputs[operator.first].shape
+    assert torch.equal(pool, before)
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)

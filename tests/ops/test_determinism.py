@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -43,7 +45,7 @@ def test_split_over_calls(kernel, device, operator, dtype, size) -> None:
     y, state = call(kernel, operator, inputs, **recurrent(operator))
     for cuts in ([1], [32], [37], [64, 65, 65, 128], list(range(1, tokens, 7))):
         parts, carried = [], inputs["state"]
-        for start, end in zip([0, *cuts], [*cuts, tokens]):
+        for start, end in zip([0, *cuts], [*cuts, tokens], strict=True):
             part = {**slice_tokens(operator, inputs, start, end), "state": carried}
             y_part, carried = call(kernel, operator, part, **recurrent(operator))
             parts.append(y_part)
@@ -60,7 +62,8 @@ def test_in_another_batch(kernel, device, operator, dtype, heads) -> None:
     for start, end in ((0, 1), (1, 2), (3, 4), (1, 4)):
         part = slice_batch(operator, inputs, start, end)
         y_part, state_part = call(kernel, operator, part, **recurrent(operator))
-        assert torch.equal(y_part, y[start:end]) and torch.equal(state_part, state[start:end])
+        assert torch.equal(y_part, y[start:end])
+        assert torch.equal(state_part, state[start:end])
 
 
 @pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
@@ -81,12 +84,13 @@ def test_packed(kernel, device, operator, dtype, with_state) -> None:
     )
     cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=device)
     y, state = call(kernel, operator, inputs, cu_seqlens=cu_seqlens, **recurrent(operator))
-    for i, (start, end) in enumerate(zip(bounds, bounds[1:])):
+    for i, (start, end) in enumerate(itertools.pairwise(bounds)):
         one = slice_tokens(operator, inputs, start, end)
         if with_state:
             one["state"] = inputs["state"][i : i + 1]
         y_one, state_one = call(kernel, operator, one, **recurrent(operator))
-        assert torch.equal(y[:, start:end], y_one) and torch.equal(state[i : i + 1], state_one), i
+        assert torch.equal(y[:, start:end], y_one), i
+        assert torch.equal(state[i : i + 1], state_one), i
 
 
 @pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
@@ -101,7 +105,7 @@ def test_gradients_of_one_packed_sequence(kernel, device, operator) -> None:
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
 @pytest.mark.parametrize(("batch", "heads"), [(1, 1), (1, 3), (3, 5)])
 def test_any_number_of_threads(kernel, threads, operator, batch, heads) -> None:
-    """Outputs and gradients: work is shared out over heads and, when those are few, over rows of the state."""
+    """Outputs and gradients: work is shared out over heads and, if those are few, over rows of the state."""
     inputs = make_inputs(operator, batch=batch, tokens=100, heads=heads, size=64, dtype=torch.float32)
     threads(1)
     expected = run(kernel, operator, inputs)
@@ -133,7 +137,7 @@ def test_calls_from_several_python_threads(kernel, device, operator) -> None:
     with ThreadPoolExecutor(4) as pool:
         for _ in range(10):
             for results, known in zip(
-                pool.map(lambda inputs: run(kernel, operator, inputs), cases), expected
+                pool.map(lambda inputs: run(kernel, operator, inputs), cases), expected, strict=True
             ):
                 assert_same_bits(results, known)
 
@@ -144,4 +148,5 @@ def test_saving_for_backward_changes_nothing(kernel, device, operator) -> None:
     y, state = call(kernel, operator, inputs)
     leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
     y_saved, state_saved = call(kernel, operator, leaves)
-    assert torch.equal(y, y_saved) and torch.equal(state, state_saved)
+    assert torch.equal(y, y_saved)
+    assert torch.equal(state, state_saved)

@@ -13,7 +13,7 @@ OPERATOR_AND_DECAY = [(operator, decay) for operator in OPERATORS.values() for d
 def gradcheck(kernel, operator, inputs, **keywords) -> bool:
     leaves = {name: x.requires_grad_() for name, x in inputs.items()}
     return torch.autograd.gradcheck(
-        lambda *tensors: call(kernel, operator, dict(zip(leaves, tensors)), **keywords),
+        lambda *tensors: call(kernel, operator, dict(zip(leaves, tensors, strict=True)), **keywords),
         tuple(leaves.values()),
     )
 
@@ -64,7 +64,7 @@ def test_backward_twice_through_one_graph(kernel, device, operator) -> None:
     loss = y.square().sum() + state.square().sum()
     first = torch.autograd.grad(loss, tuple(inputs.values()), retain_graph=True)
     second = torch.autograd.grad(loss, tuple(inputs.values()))
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)

@@ -45,7 +45,7 @@ def test_kernelize_replaces_the_forward(kernel, kernel_path, device, operator, m
     inputs = make_inputs(operator, device=device)
     arguments = [inputs[n] for n in operator.inputs]
     results = model["attention"](*arguments, inputs["state"])
-    assert all(torch.equal(*pair) for pair in zip(results, call(kernel, operator, inputs)))
+    assert all(torch.equal(*pair) for pair in zip(results, call(kernel, operator, inputs), strict=True))
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
@@ -67,11 +67,15 @@ def test_options_reach_the_operator(kernel, device, operator) -> None:
         cu_seqlens = torch.tensor([0, 4, 9], dtype=torch.int32, device=device)
         keywords = {"decay": "sigmoid", "cu_seqlens": cu_seqlens}
     results = layer(*(inputs[n] for n in operator.inputs), inputs["state"], **keywords)
-    assert all(torch.equal(*pair) for pair in zip(results, call(kernel, operator, inputs, **keywords)))
+    assert all(
+        torch.equal(*pair) for pair in zip(results, call(kernel, operator, inputs, **keywords), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", LAYERS.values())
 def test_layers_hold_nothing(kernel, name) -> None:
     layer = getattr(kernel.layers, name)
-    assert layer.has_backward is True and layer.can_torch_compile is True
-    assert not list(layer().parameters()) and not list(layer().buffers())
+    assert layer.has_backward is True
+    assert layer.can_torch_compile is True
+    assert not list(layer().parameters())
+    assert not list(layer().buffers())

@@ -62,7 +62,8 @@ def test_any_layout(kernel, device, operator, dtype, layout) -> None:
         }  # no clone: it would tidy up
         y, state = call(kernel, operator, leaves)
         torch.autograd.backward((y, state), output_gradients(y, state, 1))
-        assert torch.equal(y, expected["y"]) and torch.equal(state, expected["final state"]), names
+        assert torch.equal(y, expected["y"]), names
+        assert torch.equal(state, expected["final state"]), names
         for name, leaf in leaves.items():
             assert torch.equal(leaf.grad, expected[f"grad {name}"]), (names, name)
 
@@ -129,7 +130,8 @@ def test_expanded_initial_state(kernel, device, operator) -> None:
     expected_y, expected_state = call(
         kernel, operator, {**inputs, "state": learned.repeat(3, *[1] * (learned.dim() - 1))}
     )
-    assert torch.equal(y, expected_y) and torch.equal(state, expected_state)
+    assert torch.equal(y, expected_y)
+    assert torch.equal(state, expected_state)
     y.sum().backward()
     assert learned.grad.shape == learned.shape
 
@@ -153,8 +155,9 @@ def test_inputs_are_not_modified(kernel, device, operator) -> None:
     y_before, state_before = y.detach().clone(), state.detach().clone()
     torch.autograd.backward((y, state), gradients)
     assert all(torch.equal(x, before[name]) for name, x in inputs.items())
-    assert all(torch.equal(*pair) for pair in zip(gradients, gradients_before))
-    assert torch.equal(y, y_before) and torch.equal(state, state_before)
+    assert all(torch.equal(*pair) for pair in zip(gradients, gradients_before, strict=True))
+    assert torch.equal(y, y_before)
+    assert torch.equal(state, state_before)
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
@@ -164,7 +167,8 @@ def test_results_are_new_tensors(kernel, device, operator, tokens) -> None:
     y, state = call(kernel, operator, inputs)
     addresses = {x.untyped_storage().data_ptr() for x in inputs.values() if x.numel()}
     assert state.untyped_storage().data_ptr() not in addresses
-    assert y.is_contiguous() and state.is_contiguous()
+    assert y.is_contiguous()
+    assert state.is_contiguous()
     state.add_(1)
     assert not torch.equal(state, inputs["state"])
 
@@ -181,7 +185,8 @@ def test_offsets_beyond_32_bits(kernel, operator) -> None:
     far = buffer.as_strided(inputs[name].shape, (gap, *inputs[name].stride()[1:]))
     far.copy_(inputs[name])
     y, state = call(kernel, operator, {**inputs, name: far})
-    assert torch.equal(y, expected["y"]) and torch.equal(state, expected["final state"])
+    assert torch.equal(y, expected["y"])
+    assert torch.equal(state, expected["final state"])
 
 
 @pytest.mark.cpu_only
@@ -196,7 +201,8 @@ def test_pool_rows_beyond_32_bits(kernel, operator) -> None:
     state = pool[2:].float()
     y = step(kernel, operator, inputs, pool, torch.tensor([2], dtype=torch.int32))
     expected_y, expected_state = call(kernel, operator, {**inputs, "state": state})
-    assert torch.equal(y, expected_y) and torch.equal(pool[2:], expected_state.half())
+    assert torch.equal(y, expected_y)
+    assert torch.equal(pool[2:], expected_state.half())
 
 
 @pytest.mark.cpu_only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -35,7 +36,8 @@ def test_decay_factor_is_finite_for_every_w_that_decays(kernel, decay: str) -> N
     )
     d = kernel.reference.decay_factor(w, decay)
     d.sum().backward()
-    assert torch.isfinite(d).all() and ((d >= 0) & (d <= 1)).all()
+    assert torch.isfinite(d).all()
+    assert ((d >= 0) & (d <= 1)).all()
     assert torch.isfinite(w.grad).all()
 
 
@@ -61,7 +63,7 @@ def test_wkv4_is_a_weighted_mean(kernel) -> None:
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("name", ["wkv5", "wkv6"])
 def test_wkv5_and_wkv6_are_decayed_linear_attention(kernel, name: str, decay: str) -> None:
-    """y_t = sum_{s<t} (r_t · (d_{s+1} … d_{t-1}) k_s) v_s + (r_t · u k_t) v_t, and the state's share on top."""
+    """y_t = sum_{s<t} (r_t · (d_{s+1} … d_{t-1}) k_s) v_s + (r_t · u k_t) v_t, and the state's share."""
     operator = OPERATORS[name]
     inputs = doubles(operator, batch=1, tokens=5, heads=1, size=4, decay=decay)
     r, k, v = (inputs[n][0, :, 0] for n in "rkv")
@@ -109,11 +111,12 @@ def test_packing_is_one_call_a_sequence(kernel, operator) -> None:
     bounds = [0, 0, 1, 7, 10, 10]
     inputs = doubles(operator, batch=1, tokens=10, heads=2, size=4, sequences=5)
     y, state = call(kernel.reference, operator, inputs, cu_seqlens=torch.tensor(bounds, dtype=torch.int32))
-    for i, (start, end) in enumerate(zip(bounds, bounds[1:])):
+    for i, (start, end) in enumerate(itertools.pairwise(bounds)):
         one = {n: x[:, start:end] if x.dim() == 4 and n != "state" else x for n, x in inputs.items()}
         one["state"] = inputs["state"][i : i + 1]
         y_one, state_one = call(kernel.reference, operator, one)
-        assert torch.equal(y[:, start:end], y_one) and torch.equal(state[i : i + 1], state_one)
+        assert torch.equal(y[:, start:end], y_one)
+        assert torch.equal(state[i : i + 1], state_one)
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
@@ -121,7 +124,8 @@ def test_gradients_are_those_of_the_formula(kernel, operator) -> None:
     inputs = doubles(operator, batch=2, tokens=3, heads=1, size=3)
     leaves = {name: x.requires_grad_() for name, x in inputs.items()}
     assert torch.autograd.gradcheck(
-        lambda *tensors: call(kernel.reference, operator, dict(zip(leaves, tensors))), tuple(leaves.values())
+        lambda *tensors: call(kernel.reference, operator, dict(zip(leaves, tensors, strict=True))),
+        tuple(leaves.values()),
     )
 
 
@@ -133,5 +137,7 @@ def test_dtypes_and_new_tensors(kernel, operator) -> None:
                 operator, tokens=tokens, dtype=dtype, wide_dtype=torch.promote_types(dtype, torch.float32)
             )
             y, state = call(kernel.reference, operator, inputs)
-            assert y.dtype == dtype and y.shape == inputs[operator.first].shape
-            assert state.dtype == inputs["state"].dtype and state.data_ptr() != inputs["state"].data_ptr()
+            assert y.dtype == dtype
+            assert y.shape == inputs[operator.first].shape
+            assert state.dtype == inputs["state"].dtype
+            assert state.data_ptr() != inputs["state"].data_ptr()

@@ -124,7 +124,7 @@ def gradients_of(function, inputs: dict[str, Tensor]) -> list[Tensor]:
 
 
 def assert_close(results, expected) -> None:
-    for value, known in zip(results, expected):
+    for value, known in zip(results, expected, strict=True):
         assert error(value, known) <= TOLERANCES[torch.float32] * known.double().norm().item()
 
 
@@ -152,7 +152,8 @@ def test_inductor(kernel, device, operator) -> None:
     for seed in range(2):
         inputs = make_inputs(operator, tokens=37, seed=seed, device=device)
         assert_close(gradients_of(compiled, inputs), gradients_of(eager, inputs))
-    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
@@ -214,13 +215,16 @@ def test_autocast(kernel, device, operator, low) -> None:
     leaves = {name: x.clone().requires_grad_() for name, x in mixed.items()}
     with torch.autocast(device.type, low):
         y, state = call(kernel, operator, leaves)
-    assert y.dtype == low and state.dtype == torch.float32
+    assert y.dtype == low
+    assert state.dtype == torch.float32
     lowered = {n: x if n in ("state", *operator.wide) else x.to(low) for n, x in inputs.items()}
     expected_y, expected_state = call(kernel, operator, lowered)
-    assert torch.equal(y, expected_y) and torch.equal(state, expected_state)
+    assert torch.equal(y, expected_y)
+    assert torch.equal(state, expected_state)
     (y.float().sum() + state.sum()).backward()
     for name, leaf in leaves.items():
-        assert leaf.grad.dtype == leaf.dtype and leaf.grad.isfinite().all(), name
+        assert leaf.grad.dtype == leaf.dtype, name
+        assert leaf.grad.isfinite().all(), name
 
 
 @pytest.mark.cpu_only
@@ -241,7 +245,8 @@ def test_autocast_of_a_step(kernel, device, operator) -> None:
         y = step(kernel, operator, mixed, pools[0])
     lowered = {n: x if n in ("state", *operator.wide) else x.bfloat16() for n, x in inputs.items()}
     assert torch.equal(y, step(kernel, operator, lowered, pools[1]))
-    assert y.dtype == torch.bfloat16 and torch.equal(*pools)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(*pools)
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
@@ -253,7 +258,7 @@ def test_activation_checkpointing(kernel, device, operator, reentrant) -> None:
     expected = run(kernel, operator, inputs)
     leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
     y, state = checkpoint(
-        lambda *tensors: call(kernel, operator, dict(zip(leaves, tensors))),
+        lambda *tensors: call(kernel, operator, dict(zip(leaves, tensors, strict=True))),
         *leaves.values(),
         use_reentrant=reentrant,
     )
@@ -271,7 +276,7 @@ def test_fake_tensors(kernel, device, operator) -> None:
     expected = call(kernel, operator, inputs)
     with FakeTensorMode() as mode:
         fakes = {name: mode.from_tensor(x) for name, x in inputs.items()}
-        for fake, known in zip(call(kernel, operator, fakes), expected):
+        for fake, known in zip(call(kernel, operator, fakes), expected, strict=True):
             assert (fake.shape, fake.dtype, fake.device) == (known.shape, known.dtype, known.device)
             assert fake.stride() == known.stride()
 
@@ -284,5 +289,5 @@ def test_export(kernel, device, operator) -> None:
 
     inputs = make_inputs(operator, device=device)
     program = torch.export.export(Model(), (inputs,))
-    for value, known in zip(program.module()(inputs), call(kernel, operator, inputs)):
+    for value, known in zip(program.module()(inputs), call(kernel, operator, inputs), strict=True):
         assert torch.equal(value, known)
