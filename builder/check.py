@@ -76,8 +76,13 @@ def check_variants(repository: Repository, folder: Path) -> tuple[list[str], lis
 def check_sources(repository: Repository) -> Iterator[Finding]:
     """Rules for what is committed."""
     package = repository.package
-    if not (package / "__init__.py").is_file():
+    init = package / "__init__.py"
+    if not init.is_file():
         yield Finding("torch-ext", f"torch-ext/{repository.python_name}/__init__.py is missing")
+    elif "__all__" not in init.read_text(encoding="utf-8"):
+        yield Finding(
+            "torch-ext", f"{init.relative_to(repository.root)} has no __all__, the kernel's public API"
+        )
     for path in sorted(package.rglob("*.py")):
         where = path.relative_to(repository.root).as_posix()
         yield from (Finding(where, what) for what in python_findings(path, repository.python_name))

@@ -222,6 +222,11 @@ def test_sources_are_checked_too(built: TinyKernel) -> None:
     assert "torch-ext/tiny_kernel/__init__.py: line 10: imports numpy" in result.output
 
 
+def test_public_api_must_be_named(built: TinyKernel) -> None:
+    built.replace("torch-ext/tiny_kernel/__init__.py", '__all__ = ["scale"]\n', "")
+    assert "torch-ext/tiny_kernel/__init__.py has no __all__" in built.run("check").output
+
+
 @pytest.mark.parametrize(
     ("new", "message"),
     [
