@@ -137,14 +137,16 @@ def _find_torch(oldest: str) -> tuple[Path, str]:
             f"Torch is not installed in this Python. Install {oldest} or newer, any build of it: "
             "`pip install torch`."
         )
-    version = importlib.metadata.version("torch")
+    root = Path(spec.submodule_search_locations[0])
+    # The wheel's metadata may lack the local part ("+cu130") that Torch itself reports.
+    match = re.search(r"__version__ = '([^']+)'", (root / "version.py").read_text(encoding="utf-8"))
+    version = match.group(1) if match else importlib.metadata.version("torch")
     found, needed = (tuple(int(n) for n in v.split("+")[0].split(".")[:2]) for v in (version, oldest))
     if found < needed:
         raise BuilderError(
             f"Torch {version} is installed, but the stable ABI of this kernel is that of {oldest} "
             f"(stable-abi in build.toml). Install Torch {oldest} or newer."
         )
-    root = Path(spec.submodule_search_locations[0])
     if not (root / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
         raise BuilderError(f"Torch {version} at {root} has no C++ headers. Install Torch from its wheel.")
     return root, version
