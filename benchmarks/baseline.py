@@ -31,11 +31,13 @@ class Baseline:
 
     Attributes:
         name: loop order and where the decay comes from.
+        plain: whether it is written as the formula is, keys innermost, and not turned round to run faster.
         run: computes into `y` and `state`.
         y, state: results of the last run, shaped as the operator's.
     """
 
     name: str
+    plain: bool
     run: Callable[[], None]
     y: Tensor
     state: Tensor
@@ -55,7 +57,7 @@ def baselines(
     library = _compile("wkv6" if operator == "wkv5" else operator)
     if operator == "wkv4":
         return [_wkv4(library, inputs, threads)]
-    functions = {"rows": f"{library.stem}_forward", "columns": f"{library.stem}_forward_transposed"}
+    functions = {"plain": f"{library.stem}_forward", "transposed": f"{library.stem}_forward_transposed"}
     loops = []
     for order, function in functions.items():
         for given in (True, False):
@@ -85,7 +87,7 @@ def _wkv4(library: Path, inputs: dict[str, Tensor], threads: int) -> Baseline:
     batch, tokens, channels = inputs["k"].shape
     y, state = torch.empty_like(inputs["k"]), torch.empty(batch, 3, channels)
     shape = Shape(batch, tokens, channels // 64)
-    return _bind(library, "wkv4_forward", "channels", shape, [*inputs.values(), y, state], [], threads)
+    return _bind(library, "wkv4_forward", "plain", shape, [*inputs.values(), y, state], [], threads)
 
 
 def _bind(
@@ -108,7 +110,7 @@ def _bind(
         pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
         call(shape, *pointers, *map(ctypes.c_bool, flags), ctypes.c_int(threads))
 
-    return Baseline(name, run, *tensors[-2:])
+    return Baseline(name, name.startswith("plain"), run, *tensors[-2:])
 
 
 @cache

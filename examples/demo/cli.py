@@ -25,7 +25,7 @@ from examples.demo.recurrence import from_kernel, from_reference
 from examples.demo.report import plot_losses, print_table
 from examples.demo.result import Result
 from examples.demo.speed import Comparison, compare_calls, compare_steps
-from examples.demo.train import History, Settings, train
+from examples.demo.train import History, Settings, by_steps, by_time, train
 
 COMPARED_STEPS = 4
 VALIDATION_WINDOWS = 32
@@ -79,7 +79,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                 flag, type=type(setting.default), default=setting.default, help=setting.metadata["help"]
             )
     options = parser.parse_args(arguments)
-    for name, least in {"seconds": 0, "steps": 1, "dim": 64, "layers": 1, "batch": 1, "tokens": 1}.items():
+    for name, least in {"seconds": 1, "steps": 1, "dim": 64, "layers": 1, "batch": 1, "tokens": 1}.items():
         value = getattr(options, name)
         if value is not None and value < least:
             parser.error(f"--{name} must be at least {least}, got {value}")
@@ -103,20 +103,20 @@ def run(
     windows = even_windows(corpus.validation, VALIDATION_WINDOWS, settings.tokens)
     per_step = settings.batch * settings.tokens
 
-    with progress(console) as bar:
+    with progress_display(console) as bar:
         task = bar.add_task(f"{title}, both ways", total=2 * COMPARED_STEPS, note="kernel and plain PyTorch")
         first = list(islice(data, COMPARED_STEPS))
         step, difference = compare_steps(model, compiled, plain, first, settings, lambda: bar.advance(task))
-        steps = options.steps or max(1, round(options.seconds / 2 / step.kernel))
-        task = bar.add_task(f"{title}, training", total=steps, note="")
+        progress = by_steps(options.steps) if options.steps else by_time(options.seconds / 2)
+        task = bar.add_task(f"{title}, training", total=1.0, note="")
         history = train(
             model,
             compiled,
             data,
             windows,
-            steps,
+            progress,
             settings,
-            lambda history: bar.update(task, advance=1, note=note(history, per_step, step)),
+            lambda history, done: bar.update(task, completed=done, note=note(history, per_step, step)),
         )
 
     call = last_call(model, compiled, windows[: settings.batch, :-1])
@@ -127,7 +127,7 @@ def run(
         operator=operator,
         parameters=sum(p.numel() for p in model.parameters()),
         history=history,
-        tokens_per_second=steps * per_step / history.seconds,
+        tokens_per_second=len(history.train) * per_step / history.seconds,
         step=step,
         call=compare_calls(call, compiled, plain),
         loss_difference=difference,
@@ -138,11 +138,11 @@ def run(
     )
 
 
-def progress(console: Console) -> Progress:
+def progress_display(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
-        TextColumn("{task.completed:>5.0f}/{task.total:.0f}"),
+        TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
@@ -150,9 +150,10 @@ def progress(console: Console) -> Progress:
 
 
 def note(history: History, per_step: int, step: Comparison) -> str:
-    rate = len(history.train) * per_step / history.seconds
-    loss = history.train[-1][1]
-    return f"loss {loss:.2f} bits/byte, {rate:,.0f} tokens/s (plain PyTorch: {per_step / step.plain:,.0f})"
+    count, loss = history.train[-1]
+    rate = count * per_step / history.seconds
+    plain = per_step / step.plain
+    return f"step {count}, loss {loss:.2f} bits/byte, {rate:,.0f} tokens/s (plain PyTorch: {plain:,.0f})"
 
 
 def finish(console: Console, kernel: LoadedKernel, results: list[Result], out: Path) -> int:

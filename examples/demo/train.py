@@ -86,12 +86,27 @@ def validate(model: LanguageModel, recurrence: Recurrence, windows: Tensor) -> f
     return cross_entropy(model, recurrence, windows).item() * BITS
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """Factor of the learning rate: a linear rise, then a cosine down to a tenth."""
-    rise = max(1, round(steps * warmup))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.55 + 0.45 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
+def schedule(progress: float, warmup: float) -> float:
+    """Factor of the learning rate: a linear rise, then a cosine down to a tenth.
+
+    Args:
+        progress: share of the training that is over, from 0 to 1.
+        warmup: share in which it rises.
+    """
+    if progress < warmup:
+        return progress / warmup
+    return 0.55 + 0.45 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
+
+
+def by_steps(steps: int) -> Callable[[History], float]:
+    """Progress of a training that ends after so many steps: with the seed they decide the result."""
+    return lambda history: len(history.train) / steps
+
+
+def by_time(seconds: float) -> Callable[[History], float]:
+    """Progress of a training that ends after so many seconds, evaluations included."""
+    start = time.perf_counter()
+    return lambda history: min(1.0, (time.perf_counter() - start) / seconds)
 
 
 def train(
@@ -99,22 +114,31 @@ def train(
     recurrence: Recurrence,
     batches: Iterator[Tensor],
     windows: Tensor,
-    steps: int,
+    progress: Callable[[History], float],
     settings: Settings,
-    on_step: Callable[[History], None],
+    on_step: Callable[[History, float], None],
 ) -> History:
-    """Train for `steps` steps, calling `on_step` after each. The seed and `steps` decide the result."""
+    """Train until `progress` is 1.
+
+    Args:
+        batches: int64 `[B, T + 1]` each.
+        windows: int64 `[count, T + 1]`, to validate on, at the start, at every tenth and at the end.
+        progress: `by_steps` or `by_time`.
+        on_step: called after each step, with the progress.
+    """
     optimizer = make_optimizer(model, settings)
     history = History(validation=[(0, validate(model, recurrence, windows))])
-    pause = max(1, steps // EVALUATIONS)
-    for step in range(steps):
+    done = 0.0
+    while done < 1:
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * schedule(step, steps, settings.warmup)
+            # The first steps would stand still if they came at progress 0.
+            group["lr"] = settings.learning_rate * schedule(max(done, 0.1 * settings.warmup), settings.warmup)
         start = time.perf_counter()
         loss = train_step(model, recurrence, optimizer, next(batches))
         history.seconds += time.perf_counter() - start
-        history.train.append((step + 1, loss))
-        if (step + 1) % pause == 0 or step + 1 == steps:
-            history.validation.append((step + 1, validate(model, recurrence, windows)))
-        on_step(history)
+        history.train.append((len(history.train) + 1, loss))
+        done = progress(history)
+        if int(done * EVALUATIONS) >= len(history.validation):
+            history.validation.append((len(history.train), validate(model, recurrence, windows)))
+        on_step(history, done)
     return history

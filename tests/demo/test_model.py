@@ -9,7 +9,7 @@ from examples.demo.model import PARTS, LanguageModel
 from examples.demo.recurrence import Recurrence, from_reference
 from examples.demo.result import Result
 from examples.demo.speed import Comparison
-from examples.demo.train import History, Settings, make_optimizer, schedule, train_step
+from examples.demo.train import History, Settings, by_time, make_optimizer, schedule, train, train_step
 from tests.demo.reference import load_reference
 
 
@@ -53,10 +53,30 @@ def test_every_parameter_learns(model_and_recurrence: tuple[LanguageModel, Recur
 
 
 def test_schedule_rises_then_falls_to_a_tenth() -> None:
-    factors = [schedule(step, 100, 0.1) for step in range(101)]
-    assert factors[:11] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
+    factors = [schedule(percent / 100, 0.1) for percent in range(101)]
+    assert factors[:11] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[-1] == pytest.approx(0.1)
+
+
+def test_training_by_time_ends_on_time() -> None:
+    torch.manual_seed(0)
+    model = LanguageModel("wkv6", dim=64, layers=1)
+    windows = torch.randint(256, (2, 9))
+    seen: list[float] = []
+    history = train(
+        model,
+        from_reference(load_reference(), "wkv6"),
+        iter(lambda: torch.randint(256, (2, 9)), None),
+        windows,
+        by_time(1.0),
+        Settings(),
+        lambda history, done: seen.append(done),
+    )
+    assert len(seen) == len(history.train) == history.validation[-1][0]
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    assert history.seconds < 2
 
 
 @pytest.mark.parametrize(
