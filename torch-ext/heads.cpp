@@ -1,5 +1,7 @@
 #include "heads.h"
 
+#include <cstring>
+
 namespace flash_rwkv {
 
 HeadSizes::HeadSizes(const Checker& check, const char* name, const Tensor& first, bool step) {
@@ -19,6 +21,19 @@ void HeadSizes::check_tokens(const Checker& check, const char* name, const Tenso
   else check.shape(name, tensor, {{"B", batch}, {"T", tokens}, {"H", heads}, {"N", size}});
 }
 
+void clear_unowned_checkpoints(const Tensor& checkpoints, const Sequences& sequences) {
+  const int64_t blocks = checkpoints.size(0);
+  if (checkpoints.numel() == 0 || sequences.cu_seqlens == nullptr) return;
+  const int64_t bytes = checkpoints.numel() / blocks * static_cast<int64_t>(checkpoints.element_size());
+  char* data = static_cast<char*>(checkpoints.data_ptr());
+  for (int64_t s = 0; s < sequences.count; ++s) {
+    const int64_t owned = (sequences.length(s) + kCheckpointTokens - 1) / kCheckpointTokens;
+    const int64_t end = sequences.first_checkpoint(s) + owned;
+    const int64_t next = s + 1 < sequences.count ? sequences.first_checkpoint(s + 1) : blocks;
+    std::memset(data + end * bytes, 0, (next - end) * bytes);
+  }
+}
+
 void check_state(const Checker& check, const char* name, const Tensor& state, int64_t sequences,
                  const HeadSizes& sizes) {
   check.shape(name, state, {{"S", sequences}, {"H", sizes.heads}, {"N", sizes.size}, {"N", sizes.size}});
@@ -30,6 +45,7 @@ OptionalTensor check_pool(const Checker& check, const Tensor& state, const Optio
   const int64_t rows = slots && state.dim() > 0 ? state.size(0) : sizes.batch;
   check.shape("state", state, {{slots ? "P" : "B", rows}, {"H", sizes.heads}, {"N", sizes.size}, {"N", sizes.size}});
   check.pool_dtype("state", state);
+  check.no_overlap("state", state);
   if (!slots) return std::nullopt;
   return check.slots(*slots, sizes.batch, rows);
 }

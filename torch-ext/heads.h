@@ -24,6 +24,9 @@ struct HeadSizes {
   }
 };
 
+// Zeros in the blocks of checkpoints that no packed sequence owns, so that the result is the same in every run.
+void clear_unowned_checkpoints(const Tensor& checkpoints, const Sequences& sequences);
+
 // Checks of a state, of a pool with its slots, and of what backward is given.
 void check_state(const Checker& check, const char* name, const Tensor& state, int64_t sequences,
                  const HeadSizes& sizes);

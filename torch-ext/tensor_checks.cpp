@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 namespace flash_rwkv {
 
@@ -15,7 +16,14 @@ std::string name_of(ScalarType dtype) {
     case ScalarType::Half: return "float16";
     case ScalarType::Int: return "int32";
     case ScalarType::Long: return "int64";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Byte: return "uint8";
     case ScalarType::Bool: return "bool";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
+    case ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
+    case ScalarType::Float8_e5m2: return "float8_e5m2";
     default: return "dtype number " + std::to_string(static_cast<int>(dtype));
   }
 }
@@ -117,6 +125,24 @@ void Checker::pool_dtype(const char* name, const Tensor& tensor) const {
   if (dtype_ == ScalarType::Double) return expect_dtype(name, tensor, got == dtype_, "float64");
   expect_dtype(name, tensor, got == ScalarType::Float || got == ScalarType::BFloat16 || got == ScalarType::Half,
                "float32, bfloat16 or float16");
+}
+
+void Checker::no_overlap(const char* name, const Tensor& tensor) const {
+  if (tensor.numel() == 0) return;
+  // From the smallest stride on, each must step over all that the smaller ones reach.
+  std::vector<std::pair<int64_t, int64_t>> dims;
+  for (int64_t i = 0; i < tensor.dim(); ++i)
+    if (tensor.size(i) > 1) dims.push_back({tensor.stride(i), tensor.size(i)});
+  std::sort(dims.begin(), dims.end());
+  int64_t reach = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride < reach) {
+      const auto strides = tensor.strides();
+      fail(std::string(name) + " must not overlap itself in memory, as it is updated in place, got shape " +
+           shape_of(tensor) + " with strides " + list_of(std::vector<int64_t>(strides.begin(), strides.end())));
+    }
+    reach += (size - 1) * stride;
+  }
 }
 
 void Checker::head_size(int64_t n) const {

@@ -50,6 +50,9 @@ class Checker {
   // Any of float32, bfloat16, float16; float64 beside float64.
   void pool_dtype(const char* name, const Tensor& tensor) const;
 
+  // No two elements in one place: what is written there would depend on the order.
+  void no_overlap(const char* name, const Tensor& tensor) const;
+
   void head_size(int64_t n) const;
   void decay(int64_t form) const;
 

@@ -111,6 +111,7 @@ Tensor wkv4_step(Tensor k, Tensor v, Tensor w, Tensor u, Tensor state, OptionalT
   const int64_t rows = slots && state.dim() > 0 ? state.size(0) : sizes.batch;
   check.shape("state", state, {{slots ? "P" : "B", rows}, {"3", 3}, {"C", sizes.channels}});
   check.pool_dtype("state", state);
+  check.no_overlap("state", state);
   OptionalTensor packed;
   if (slots) packed = check.slots(*slots, sizes.batch, rows);
   Tensor y = allocate(k, sizes_of(k), check.dtype());

@@ -64,6 +64,7 @@ Outputs wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalT
   p.y = view_tokens(y);
   p.final_state = view_state(final_state);
   p.checkpoints = save ? checkpoints.data_ptr() : nullptr;
+  clear_unowned_checkpoints(checkpoints, p.sequences);
   cpu::kernels().wkv6_forward(p, torch_workers());
   return {y, final_state, checkpoints};
 }

@@ -58,6 +58,7 @@ Outputs wkv7_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b,
   p.y = view_tokens(y);
   p.final_state = view_state(final_state);
   p.checkpoints = save ? checkpoints.data_ptr() : nullptr;
+  clear_unowned_checkpoints(checkpoints, p.sequences);
   cpu::kernels().wkv7_forward(p, torch_workers());
   return {y, final_state, checkpoints};
 }

@@ -56,6 +56,12 @@ FLASH_RWKV_INLINE Vec<float> select_less(Vec<float> a, Vec<float> b, Vec<float> 
 FLASH_RWKV_INLINE Vec<float> round(Vec<float> a) { return {_mm512_roundscale_ps(a.x, 8)}; }
 FLASH_RWKV_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> n) { return {_mm512_scalef_ps(a.x, n.x)}; }
 
+// c + (a if the sign bit of `sign` is set, else 0)
+FLASH_RWKV_INLINE Vec<float> add_if_negative(Vec<float> sign, Vec<float> a, Vec<float> c) {
+  return {_mm512_mask_add_ps(c.x, _mm512_movepi32_mask(_mm512_castps_si512(sign.x)), c.x, a.x)};
+}
+FLASH_RWKV_INLINE Vec<float> set_sign(Vec<float> a) { return {_mm512_or_ps(a.x, _mm512_set1_ps(-0.0f))}; }
+
 template <>
 struct Vec<double> {
   static constexpr int kLanes = 8;
@@ -77,6 +83,10 @@ FLASH_RWKV_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return {_mm512
 FLASH_RWKV_INLINE Vec<double> select_less(Vec<double> a, Vec<double> b, Vec<double> c, Vec<double> d) {
   return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.x, b.x, _CMP_LT_OQ), d.x, c.x)};
 }
+FLASH_RWKV_INLINE Vec<double> add_if_negative(Vec<double> sign, Vec<double> a, Vec<double> c) {
+  return {_mm512_mask_add_pd(c.x, _mm512_movepi64_mask(_mm512_castpd_si512(sign.x)), c.x, a.x)};
+}
+FLASH_RWKV_INLINE Vec<double> set_sign(Vec<double> a) { return {_mm512_or_pd(a.x, _mm512_set1_pd(-0.0))}; }
 
 #elif defined(__AVX2__)
 
@@ -111,6 +121,12 @@ FLASH_RWKV_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> n) {
   return {_mm256_mul_ps(_mm256_mul_ps(a.x, f), s)};
 }
 
+FLASH_RWKV_INLINE Vec<float> add_if_negative(Vec<float> sign, Vec<float> a, Vec<float> c) {
+  const __m256 mask = _mm256_castsi256_ps(_mm256_srai_epi32(_mm256_castps_si256(sign.x), 31));
+  return {_mm256_add_ps(c.x, _mm256_and_ps(mask, a.x))};
+}
+FLASH_RWKV_INLINE Vec<float> set_sign(Vec<float> a) { return {_mm256_or_ps(a.x, _mm256_set1_ps(-0.0f))}; }
+
 template <>
 struct Vec<double> {
   static constexpr int kLanes = 4;
@@ -132,8 +148,23 @@ FLASH_RWKV_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return {_mm256
 FLASH_RWKV_INLINE Vec<double> select_less(Vec<double> a, Vec<double> b, Vec<double> c, Vec<double> d) {
   return {_mm256_blendv_pd(d.x, c.x, _mm256_cmp_pd(a.x, b.x, _CMP_LT_OQ))};
 }
+FLASH_RWKV_INLINE Vec<double> add_if_negative(Vec<double> sign, Vec<double> a, Vec<double> c) {
+  return {_mm256_add_pd(c.x, _mm256_blendv_pd(_mm256_setzero_pd(), a.x, sign.x))};
+}
+FLASH_RWKV_INLINE Vec<double> set_sign(Vec<double> a) { return {_mm256_or_pd(a.x, _mm256_set1_pd(-0.0))}; }
 
 #else
+
+template <int kBytes>
+struct SignedOfSize;
+template <>
+struct SignedOfSize<4> {
+  using type = int32_t;
+};
+template <>
+struct SignedOfSize<8> {
+  using type = int64_t;
+};
 
 // Sixteen bytes in the compiler's own vector extension: SSE2 on x86-64, NEON on aarch64.
 template <class T>
@@ -157,6 +188,18 @@ struct Vec {
   friend FLASH_RWKV_INLINE Vec min(Vec a, Vec b) { return {a.x < b.x ? a.x : b.x}; }
   friend FLASH_RWKV_INLINE Vec max(Vec a, Vec b) { return {a.x > b.x ? a.x : b.x}; }
   friend FLASH_RWKV_INLINE Vec select_less(Vec a, Vec b, Vec c, Vec d) { return {a.x < b.x ? c.x : d.x}; }
+  friend FLASH_RWKV_INLINE Vec add_if_negative(Vec sign, Vec a, Vec c) {
+    const auto negative = reinterpret_cast<Bits>(sign.x) < Bits{};
+    return {c.x + reinterpret_cast<Native>(negative & reinterpret_cast<Bits>(a.x))};
+  }
+  friend FLASH_RWKV_INLINE Vec set_sign(Vec a) {
+    const Native sign = T(-0.0) - Native{};
+    return {reinterpret_cast<Native>(reinterpret_cast<Bits>(a.x) | reinterpret_cast<Bits>(sign))};
+  }
+
+ private:
+  using Bit = typename SignedOfSize<sizeof(T)>::type;
+  typedef Bit Bits __attribute__((vector_size(16)));
 };
 
 #endif
@@ -226,35 +269,53 @@ FLASH_RWKV_INLINE T sum_lanes(Vec<T> a) {
   return out;
 }
 
-// e^x. Single precision within about 1 unit in the last place, gradual underflow, infinities and NaN as in libm.
+// e^x and e^x - 1, both from one reduction. Single precision within about 1 unit in the last place (of either), gradual
+// underflow, infinities and NaN as in libm.
 template <class T>
-FLASH_RWKV_INLINE Vec<T> exp(Vec<T> x) {
+struct Exponential {
+  Vec<T> value;
+  Vec<T> minus_one;
+};
+
+template <class T>
+FLASH_RWKV_INLINE Exponential<T> exponential(Vec<T> x) {
 #if defined(__AVX2__)
   if constexpr (sizeof(T) == 4) {
+    const Vec<T> one = Vec<T>::fill(1.0f);
     const Vec<T> bounded = min(Vec<T>::fill(100.0f), max(Vec<T>::fill(-110.0f), x));
     const Vec<T> n = round(bounded * Vec<T>::fill(1.44269504088896341f));
     // ln 2 in two parts: the product of n and the first is exact.
     Vec<T> f = fma(n, Vec<T>::fill(-0.693359375f), bounded);
     f = fma(n, Vec<T>::fill(2.12194440e-4f), f);
-    // Taylor's series; |f| <= 0.35, so the term left out is below 6e-9.
+    // Taylor's series of (e^f - 1) / f; |f| <= 0.35, so the term left out is below 6e-9 of e^f.
     Vec<T> p = Vec<T>::fill(1.0f / 5040);
     p = fma(p, f, Vec<T>::fill(1.0f / 720));
     p = fma(p, f, Vec<T>::fill(1.0f / 120));
     p = fma(p, f, Vec<T>::fill(1.0f / 24));
     p = fma(p, f, Vec<T>::fill(1.0f / 6));
     p = fma(p, f, Vec<T>::fill(0.5f));
-    p = fma(p, f, Vec<T>::fill(1.0f));
-    p = fma(p, f, Vec<T>::fill(1.0f));
-    return scale_by_power_of_two(p, n);
+    p = fma(p * f, f, f);  // e^f - 1, no digit lost for small f
+    const Vec<T> power = scale_by_power_of_two(one, n);
+    return {scale_by_power_of_two(one + p, n), fma(power, p, power - one)};
   }
 #endif
-  T lanes[Vec<T>::kLanes];
-  x.store(lanes);
+  T value[Vec<T>::kLanes], minus_one[Vec<T>::kLanes];
+  x.store(value);
   for (int i = 0; i < Vec<T>::kLanes; ++i) {
-    if constexpr (sizeof(T) == 4) lanes[i] = ::expf(lanes[i]);
-    else lanes[i] = ::exp(lanes[i]);
+    if constexpr (sizeof(T) == 4) {
+      minus_one[i] = ::expm1f(value[i]);
+      value[i] = ::expf(value[i]);
+    } else {
+      minus_one[i] = ::expm1(value[i]);
+      value[i] = ::exp(value[i]);
+    }
   }
-  return Vec<T>::load(lanes);
+  return {Vec<T>::load(value), Vec<T>::load(minus_one)};
+}
+
+template <class T>
+FLASH_RWKV_INLINE Vec<T> exp(Vec<T> x) {
+  return exponential(x).value;
 }
 
 }  // namespace flash_rwkv::cpu::FLASH_RWKV_ISA

@@ -14,7 +14,7 @@ template <class T, int NP>
 struct Wkv6Inputs {
   alignas(64) T r[kBlock * NP];
   T k[kBlock * NP];
-  T d[kBlock * NP];
+  T d[kBlock * NP];  // as a retention, see decay.h
   T u[NP];
   T bonus[kBlock];  // sum_j r_j u_j k_j
 
@@ -79,7 +79,7 @@ struct Wkv6Forward {
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) {
           y[i] = fma(rc, state.x[i][c], y[i]);
-          state.x[i][c] = fma(dc, state.x[i][c], kc * Vec<T>::fill(v[i]));
+          state.x[i][c] = retain(dc, state.x[i][c], kc * Vec<T>::fill(v[i]));
         }
       }
       sum_rows(y, s.y + t * NP + row);
@@ -134,7 +134,7 @@ struct Wkv6Backward {
         const Vec<T> kc = Vec<T>::load(s.in.k + t * NP + c * L);
         const Vec<T> dc = Vec<T>::load(s.in.d + t * NP + c * L);
 #pragma GCC unroll 8
-        for (int i = 0; i < R; ++i) state.x[i][c] = fma(dc, state.x[i][c], kc * Vec<T>::fill(v[i]));
+        for (int i = 0; i < R; ++i) state.x[i][c] = retain(dc, state.x[i][c], kc * Vec<T>::fill(v[i]));
       }
     }
   }
@@ -169,7 +169,7 @@ struct Wkv6Backward {
           dd = fma(grad.x[i][c], before, dd);
           dr = fma(before, dyi, dr);
           dv[i] = fma(grad.x[i][c], kc, dv[i]);
-          grad.x[i][c] = fma(dc, grad.x[i][c], dyi * rc);
+          grad.x[i][c] = retain(dc, grad.x[i][c], dyi * rc);
         }
         dr.store(s.part[kR] + at);
         dk.store(s.part[kK] + at);

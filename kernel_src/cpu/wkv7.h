@@ -14,7 +14,7 @@ namespace flash_rwkv::cpu::FLASH_RWKV_ISA {
 template <class T, int NP>
 struct Wkv7Inputs {
   alignas(64) T r[kBlock * NP];
-  T d[kBlock * NP];
+  T d[kBlock * NP];  // as a retention, see decay.h
   T k[kBlock * NP];
   T a[kBlock * NP];
   T b[kBlock * NP];
@@ -90,7 +90,7 @@ struct Wkv7Forward {
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) {
           // sa comes last: the rest need not wait for the sum over the row.
-          const Vec<T> kept = fma(dc, state.x[i][c], kc * Vec<T>::fill(v[i]));
+          const Vec<T> kept = retain(dc, state.x[i][c], kc * Vec<T>::fill(v[i]));
           state.x[i][c] = fma(Vec<T>::fill(sa[i]), bc, kept);
           y[i] = fma(state.x[i][c], rc, y[i]);
         }
@@ -148,7 +148,7 @@ struct Wkv7Backward {
         const Vec<T> bc = Vec<T>::load(s.in.b + at);
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) {
-          const Vec<T> kept = fma(dc, state.x[i][c], kc * Vec<T>::fill(v[i]));
+          const Vec<T> kept = retain(dc, state.x[i][c], kc * Vec<T>::fill(v[i]));
           state.x[i][c] = fma(Vec<T>::fill(sa[i]), bc, kept);
         }
       }
@@ -213,7 +213,7 @@ struct Wkv7Backward {
         for (int i = 0; i < R; ++i) {
           const Vec<T> dsai = Vec<T>::fill(dsa[i]);
           da = fma(Vec<T>::load(before + i * NP + c * L), dsai, da);
-          grad.x[i][c] = fma(dc, grad.x[i][c], dsai * ac);
+          grad.x[i][c] = retain(dc, grad.x[i][c], dsai * ac);
         }
         da.store(s.part[kA] + at);
       }

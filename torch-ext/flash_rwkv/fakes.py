@@ -1,0 +1,161 @@
+"""Fakes: the shapes and dtypes of every op's results, for tracing without data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._ops import add_op_namespace_prefix
+
+# Tokens between two states that forward saves for backward: kCheckpointTokens in wkv_params.h.
+CHECKPOINT_TOKENS = 64
+
+
+def _on_one_device(op: str, first: Tensor, **others: Tensor | None) -> None:
+    """Tracing sees tensors of several devices before any kernel does."""
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != first.device:
+            raise RuntimeError(
+                f"{op}: {name} must be on the device of the first tensor, {first.device}, got {tensor.device}"
+            )
+
+
+def _compute_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _blocks(tokens: int) -> int:
+    return (tokens + CHECKPOINT_TOKENS - 1) // CHECKPOINT_TOKENS
+
+
+def _fake_heads_forward(r: Tensor, cu_seqlens: Tensor | None, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    batch, tokens, heads, size = r.shape
+    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    blocks = 0
+    if save:
+        blocks = batch * _blocks(tokens) if cu_seqlens is None else tokens // CHECKPOINT_TOKENS + sequences
+    compute = _compute_dtype(r)
+    state = r.new_empty((sequences, heads, size, size), dtype=compute)
+    return r.new_empty(r.shape), state, r.new_empty((blocks, heads, size, size), dtype=compute)
+
+
+def _fake_state(r: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    batch, _, heads, size = r.shape
+    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    return r.new_empty((sequences, heads, size, size), dtype=_compute_dtype(r))
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    return tensor.new_empty(tensor.shape)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv4_forward"))
+def _(k, v, w, u, state, save):
+    _on_one_device("wkv4", k, v=v, w=w, u=u, state=state)
+    batch, tokens, channels = k.shape
+    compute = _compute_dtype(k)
+    blocks = batch * _blocks(tokens) if save else 0
+    final_state = k.new_empty((batch, 3, channels), dtype=compute)
+    return _empty(k), final_state, k.new_empty((blocks, 3, channels), dtype=compute)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv4_backward"))
+def _(k, v, w, u, checkpoints, grad_y, grad_state):
+    _on_one_device("wkv4", k, v=v, w=w, u=u, checkpoints=checkpoints, grad_y=grad_y, grad_state=grad_state)
+    batch, _, channels = k.shape
+    state = k.new_empty((batch, 3, channels), dtype=_compute_dtype(k))
+    return _empty(k), _empty(v), _empty(w), _empty(u), state
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv4_step_"))
+def _(k, v, w, u, state, slots):
+    _on_one_device("wkv4_step_", k, v=v, w=w, u=u, state=state, slots=slots)
+    return _empty(k)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv5_forward"))
+def _(r, k, v, w, u, state, cu_seqlens, decay, save):
+    _on_one_device("wkv5", r, k=k, v=v, w=w, u=u, state=state, cu_seqlens=cu_seqlens)
+    return _fake_heads_forward(r, cu_seqlens, save)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv6_forward"))
+def _(r, k, v, w, u, state, cu_seqlens, decay, save):
+    _on_one_device("wkv6", r, k=k, v=v, w=w, u=u, state=state, cu_seqlens=cu_seqlens)
+    return _fake_heads_forward(r, cu_seqlens, save)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv7_forward"))
+def _(r, w, k, v, a, b, state, cu_seqlens, decay, save):
+    _on_one_device("wkv7", r, w=w, k=k, v=v, a=a, b=b, state=state, cu_seqlens=cu_seqlens)
+    return _fake_heads_forward(r, cu_seqlens, save)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv5_backward"))
+def _(r, k, v, w, u, checkpoints, grad_y, grad_state, cu_seqlens, decay):
+    _on_one_device(
+        "wkv5",
+        r,
+        k=k,
+        v=v,
+        w=w,
+        u=u,
+        checkpoints=checkpoints,
+        grad_y=grad_y,
+        grad_state=grad_state,
+        cu_seqlens=cu_seqlens,
+    )
+    return _empty(r), _empty(k), _empty(v), _empty(w), _empty(u), _fake_state(r, cu_seqlens)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv6_backward"))
+def _(r, k, v, w, u, checkpoints, grad_y, grad_state, cu_seqlens, decay):
+    _on_one_device(
+        "wkv6",
+        r,
+        k=k,
+        v=v,
+        w=w,
+        u=u,
+        checkpoints=checkpoints,
+        grad_y=grad_y,
+        grad_state=grad_state,
+        cu_seqlens=cu_seqlens,
+    )
+    return _empty(r), _empty(k), _empty(v), _empty(w), _empty(u), _fake_state(r, cu_seqlens)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv7_backward"))
+def _(r, w, k, v, a, b, checkpoints, grad_y, grad_state, cu_seqlens, decay):
+    _on_one_device(
+        "wkv7",
+        r,
+        w=w,
+        k=k,
+        v=v,
+        a=a,
+        b=b,
+        checkpoints=checkpoints,
+        grad_y=grad_y,
+        grad_state=grad_state,
+        cu_seqlens=cu_seqlens,
+    )
+    return _empty(r), _empty(w), _empty(k), _empty(v), _empty(a), _empty(b), _fake_state(r, cu_seqlens)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv5_step_"))
+def _(r, k, v, w, u, state, slots, decay):
+    _on_one_device("wkv5_step_", r, k=k, v=v, w=w, u=u, state=state, slots=slots)
+    return _empty(r)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv6_step_"))
+def _(r, k, v, w, u, state, slots, decay):
+    _on_one_device("wkv6_step_", r, k=k, v=v, w=w, u=u, state=state, slots=slots)
+    return _empty(r)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv7_step_"))
+def _(r, w, k, v, a, b, state, slots, decay):
+    _on_one_device("wkv7_step_", r, w=w, k=k, v=v, a=a, b=b, state=state, slots=slots)
+    return _empty(r)
