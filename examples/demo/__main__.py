@@ -3,8 +3,8 @@
 import os
 import sys
 
-# Torch's worker threads spin between operations, by default so long that a small model trains many times slower
-# on cores that others use too. This short, it costs nothing on idle cores. To be set before Torch is imported.
+# Torch's worker threads spin between operations, by default so long that a small model trains many times
+# slower on cores that others use too. Spinning this short costs little on idle ones. Set before Torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 from examples.demo.cli import main
