@@ -4,7 +4,8 @@ import os
 import sys
 
 # Torch's worker threads spin between operations, by default so long that a small model trains many times
-# slower on cores that others use too. Spinning this short costs little on idle ones. Set before Torch is imported.
+# slower on cores that others use too. Spinning this short costs little.
+# Torch reads it when it is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 from examples.demo.cli import main
