@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.cases import OPERATORS, make_case
-from benchmarks.machine import RESULTS, ROOT, describe
+from benchmarks.machine import RESULTS, ROOT, describe, disturbed, watch_other_work
 from benchmarks.measure import measure
 
 
@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{machine['cpu']}, {machine['instruction_set']}, {machine['threads']} threads", highlight=False
     )
     results = []
+    other_work = watch_other_work()
     with Progress(console=console) as bar:
         for operator in options.operators:
             task = bar.add_task(operator, total=options.repeats + 1)
@@ -37,7 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
             results.append(
                 measure(kernel, case, options.threads, options.repeats, lambda task=task: bar.advance(task))
             )
+    machine["other_work"] = other_work()
     print_results(console, results)
+    if disturbance := disturbed(machine):
+        console.print(disturbance, style="yellow", highlight=False)
     options.out.mkdir(parents=True, exist_ok=True)
     for result in results:
         path = options.out / f"{result['operator']}.json"

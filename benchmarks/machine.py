@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -13,8 +16,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 
+# Share of the cores that other work may take while something is timed.
+QUIET = 0.05
 
-def describe(kernel: ModuleType) -> dict[str, str | int | bool]:
+
+def describe(kernel: ModuleType) -> dict[str, str | int | float | bool | None]:
     """Commit and whether the tree differs from it, the build, processor, threads and versions."""
     return {
         "commit": _git("rev-parse", "HEAD"),
@@ -38,6 +44,45 @@ def cpu_model() -> str:
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
     )
+
+
+def watch_other_work() -> Callable[[], float | None]:
+    """Start watching; call the result for the share of all cores that other processes have used since.
+
+    None where Linux's /proc/stat is not there to tell.
+    """
+    start = time.perf_counter(), _busy_seconds(), _own_seconds()
+
+    def share() -> float | None:
+        if start[1] is None:
+            return None
+        elapsed = (time.perf_counter() - start[0]) * (os.cpu_count() or 1)
+        others = (_busy_seconds() - start[1]) - (_own_seconds() - start[2])
+        return round(max(0.0, others / elapsed), 3)
+
+    return share
+
+
+def disturbed(machine: dict) -> str | None:
+    """Why the times of a run are not to be trusted, if they are not."""
+    share = machine["other_work"]
+    if share is None or share <= QUIET:
+        return None
+    return f"Other work took {share:.0%} of the cores meanwhile: the times mean little. Run it again alone."
+
+
+def _busy_seconds() -> float | None:
+    """What all processes have used of all cores since the machine started."""
+    try:
+        user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
+    except OSError:
+        return None
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    """What this process and its finished children have used."""
+    return sum(os.times()[:4])
 
 
 def _git(*arguments: str) -> str:

@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from benchmarks.machine import RESULTS, ROOT
+from benchmarks.machine import RESULTS, ROOT, disturbed
 
 BEGIN = "<!-- benchmarks: written by `python -m benchmarks.report`, do not edit -->"
 END = "<!-- end of benchmarks -->"
@@ -51,7 +51,7 @@ def load(folder: Path) -> list[dict]:
     """The results of one run, in the order of the operators.
 
     Raises:
-        SystemExit: there are none, or they come from different runs; the message says what to do.
+        SystemExit: there are none, they come from different runs, or other work disturbed them.
     """
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not results:
@@ -60,6 +60,8 @@ def load(folder: Path) -> list[dict]:
         sys.exit(
             f"{folder} holds results of different commits or machines: run `make bench` for all operators"
         )
+    if disturbance := disturbed(results[0]["machine"]):
+        sys.exit(f"{folder}: {disturbance}")
     return results
 
 

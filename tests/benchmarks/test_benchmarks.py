@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import cpu, report
+from benchmarks import cpu, machine, report
 from benchmarks.accuracy import relative_error
 from benchmarks.baseline import baselines
 from benchmarks.cases import OPERATORS, make_case
@@ -100,29 +100,43 @@ def test_a_small_run_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_readme_section_shows_the_measured_numbers(tmp_path: Path) -> None:
-    machine = {
+    somewhere = {
         "cpu": "Some CPU",
         "instruction_set": "avx2",
         "threads": 2,
         "torch": "2.13.0",
         "commit": "c" * 40,
     }
-    section = report.section([result(machine=machine)])
+    section = report.section([result(machine=somewhere)])
     assert "Some CPU (avx2), 2 threads" in section
     assert (
         "| `wkv7` | 4.00 | 1.0e-07 | 10.00 | 0.40 | 8.00 | 0.50 | 12.00 | 2.0e-07 | 30 | 3.0e-07 |" in section
     )
     text = report.insert(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", section)
     assert text == f"before\n{report.BEGIN}\n{section}\n{report.END}\nafter\n"
-    report.plot([result(machine=machine)], tmp_path / "plot.png")
+    report.plot([result(machine=somewhere)], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_report_refuses_results_of_different_runs(tmp_path: Path) -> None:
     for name in ("wkv6", "wkv7"):
-        machine = {"commit": name}
-        (tmp_path / f"{name}.json").write_text(json.dumps({"machine": machine}))
+        (tmp_path / f"{name}.json").write_text(json.dumps({"machine": {"commit": name}}))
     with pytest.raises(SystemExit, match="different commits"):
+        report.load(tmp_path)
+
+
+def test_other_work_is_what_this_process_did_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(machine.time, "perf_counter", iter([0.0, 10.0]).__next__)
+    monkeypatch.setattr(machine, "_busy_seconds", iter([100.0, 117.0]).__next__)
+    monkeypatch.setattr(machine, "_own_seconds", iter([5.0, 20.0]).__next__)
+    assert machine.watch_other_work()() == pytest.approx(2 / 20)
+
+
+def test_a_disturbed_run_is_not_reported(tmp_path: Path) -> None:
+    assert machine.disturbed({"other_work": 0.02}) is None
+    (tmp_path / "wkv7.json").write_text(json.dumps({"machine": {"other_work": 0.4}}))
+    with pytest.raises(SystemExit, match="40% of the cores"):
         report.load(tmp_path)
 
 
