@@ -27,10 +27,9 @@ def poisoned_memory():
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
-@pytest.mark.kernels_ci
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [0, 1, 16, 33])
+@pytest.mark.parametrize("tokens", [0, 1, 16, pytest.param(33, marks=pytest.mark.kernels_ci)])
 @pytest.mark.parametrize("size", [8, 24, 64])
 def test_every_element_is_written(kernel, device, poisoned_memory, operator, dtype, tokens, size) -> None:
     inputs = make_inputs(operator, tokens=tokens, size=size, dtype=dtype, device=device)

@@ -128,9 +128,10 @@ def assert_close(results, expected) -> None:
         assert error(value, known) <= TOLERANCES[torch.float32] * known.double().norm().item()
 
 
-@pytest.mark.kernels_ci
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
-@pytest.mark.parametrize("state", [True, False], ids=["state", "no_state"])
+@pytest.mark.parametrize(
+    "state", [pytest.param(True, marks=pytest.mark.kernels_ci), False], ids=["state", "no_state"]
+)
 def test_compiled_training_step(kernel, device, operator, state) -> None:
     """One graph, forward and backward, compiled once however often the numbers change."""
     eager = training_step(kernel, operator)
