@@ -61,7 +61,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "operators", nargs="*", metavar="OPERATOR", default=list(OPERATORS), help="which to time"
     )
-    parser.add_argument("--repeats", type=int, default=15, help="rounds, of which the medians are taken")
+    parser.add_argument("--repeats", type=int, default=41, help="rounds, of which the medians are taken")
     parser.add_argument("--threads", type=int, default=2, help="threads of the operators and of the loop")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=1024)

@@ -72,12 +72,13 @@ def disturbed(machine: dict) -> str | None:
 
 
 def _busy_seconds() -> float | None:
-    """What all processes have used of all cores since the machine started."""
+    """What all processes and other virtual machines have used of these cores since this one started."""
     try:
-        user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
+        ticks = list(map(int, Path("/proc/stat").read_text().split()[1:9]))
     except OSError:
         return None
-    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+    user, nice, system, _idle, _iowait, interrupts, soft_interrupts, stolen = ticks
+    return (user + nice + system + interrupts + soft_interrupts + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def _own_seconds() -> float:
