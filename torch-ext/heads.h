@@ -12,6 +12,9 @@ struct HeadSizes {
 
   HeadSizes(const Checker& check, const char* name, const Tensor& first, bool step);
 
+  // Of one element of a state by one token.
+  int64_t updates() const { return batch * tokens * heads * size * size; }
+
   // Another tensor of that shape.
   void check_tokens(const Checker& check, const char* name, const Tensor& tensor) const;
   int64_t sequences(const OptionalTensor& cu_seqlens) const { return cu_seqlens ? cu_seqlens->size(0) - 1 : batch; }

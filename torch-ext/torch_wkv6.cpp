@@ -65,7 +65,7 @@ Outputs wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalT
   p.final_state = view_state(final_state);
   p.checkpoints = save ? checkpoints.data_ptr() : nullptr;
   clear_unowned_checkpoints(checkpoints, p.sequences);
-  cpu::kernels().wkv6_forward(p, torch_workers());
+  cpu::kernels().wkv6_forward(p, torch_workers(sizes.updates()));
   return {y, final_state, checkpoints};
 }
 
@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward(Tensor 
   g.du_sum = du_sum.data_ptr();
   if (kVersion == 5) g.dw_sum = dw.data_ptr();
   else g.dw = view_tokens(dw);
-  cpu::kernels().wkv6_backward(p, g, torch_workers());
+  cpu::kernels().wkv6_backward(p, g, torch_workers(sizes.updates()));
   return {
       dr,    dk, dv, kVersion == 5 ? sum_sequences(dw, w.scalar_type()) : dw, sum_sequences(du_sum, u.scalar_type()),
       dstate};
@@ -119,7 +119,7 @@ Tensor wkv6_step(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor state,
   p.state = p.final_state = view_state(state);
   p.slots = rows ? rows->const_data_ptr<int32_t>() : nullptr;
   p.y = view_tokens(y);
-  cpu::kernels().wkv6_forward(p, torch_workers());
+  cpu::kernels().wkv6_forward(p, torch_workers(sizes.updates()));
   return y;
 }
 

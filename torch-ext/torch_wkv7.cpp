@@ -59,7 +59,7 @@ Outputs wkv7_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b,
   p.final_state = view_state(final_state);
   p.checkpoints = save ? checkpoints.data_ptr() : nullptr;
   clear_unowned_checkpoints(checkpoints, p.sequences);
-  cpu::kernels().wkv7_forward(p, torch_workers());
+  cpu::kernels().wkv7_forward(p, torch_workers(sizes.updates()));
   return {y, final_state, checkpoints};
 }
 
@@ -93,7 +93,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv7_backward
   g.da = view_tokens(da);
   g.db = view_tokens(db);
   g.dstate = view_state(dstate);
-  cpu::kernels().wkv7_backward(p, g, torch_workers());
+  cpu::kernels().wkv7_backward(p, g, torch_workers(sizes.updates()));
   return {dr, dw, dk, dv, da, db, dstate};
 }
 
@@ -108,7 +108,7 @@ Tensor wkv7_step(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Ten
   p.state = p.final_state = view_state(state);
   p.slots = rows ? rows->const_data_ptr<int32_t>() : nullptr;
   p.y = view_tokens(y);
-  cpu::kernels().wkv7_forward(p, torch_workers());
+  cpu::kernels().wkv7_forward(p, torch_workers(sizes.updates()));
   return y;
 }
 

@@ -22,7 +22,10 @@ void* thread_scratch(size_t bytes) {
   return scratch->data();
 }
 
-void run(int64_t items, size_t scratch_bytes, cpu::Workers::Body body, void* context) {
+// Some 10 to 20 microseconds of work.
+constexpr int64_t kUpdatesPerThread = int64_t{1} << 17;
+
+void run(int threads, int64_t items, size_t scratch_bytes, cpu::Workers::Body body, void* context) {
   if (items == 0) return;
   // Items differ in length (packed sequences), so workers draw them one at a time.
   std::atomic<int64_t> next{0};
@@ -30,13 +33,16 @@ void run(int64_t items, size_t scratch_bytes, cpu::Workers::Body body, void* con
     void* scratch = thread_scratch(scratch_bytes);
     for (int64_t item = next.fetch_add(1); item < items; item = next.fetch_add(1)) body(context, item, scratch);
   };
-  const int64_t threads = std::min<int64_t>(items, torch::stable::get_num_threads());
-  if (threads == 1) return work();
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) { work(); });
+  const int64_t used = std::min<int64_t>(items, threads);
+  if (used == 1) return work();
+  torch::stable::parallel_for(0, used, 1, [&](int64_t, int64_t) { work(); });
 }
 
 }  // namespace
 
-cpu::Workers torch_workers() { return {static_cast<int>(torch::stable::get_num_threads()), &run}; }
+cpu::Workers torch_workers(int64_t updates) {
+  const int64_t busy = (updates + kUpdatesPerThread - 1) / kUpdatesPerThread;
+  return {static_cast<int>(std::clamp<int64_t>(busy, 1, torch::stable::get_num_threads())), &run};
+}
 
 }  // namespace flash_rwkv

@@ -43,7 +43,7 @@ struct Split {
 template <class Scratch, class F>
 void for_each_item(const Workers& workers, int64_t items, const F& f) {
   workers.run(
-      items, sizeof(Scratch),
+      workers.threads, items, sizeof(Scratch),
       [](void* context, int64_t item, void* scratch) {
         (*static_cast<const F*>(context))(item, *static_cast<Scratch*>(scratch));
       },
@@ -96,8 +96,8 @@ class Ahead {
   // What one tile fetches: lines first, first + stride, … of the row, for each of its tokens.
   struct Share {
     static constexpr int kLines = 2;
-    const char* line[kLines] = {};
-    int64_t step[kLines] = {};
+    const char* line[kLines];
+    int64_t step[kLines];
 
     FLASH_RWKV_INLINE void fetch(int t) const {
       for (int i = 0; i < kLines; ++i) __builtin_prefetch(line[i] + t * step[i]);
@@ -107,10 +107,11 @@ class Ahead {
   Share share(int tile, int tiles) const {
     Share share;
     for (int i = 0; i < Share::kLines; ++i) {
+      // Where there is no line left, one that is at hand: an address without a page would cost a walk every time.
       const int index = tile + i * tiles;
-      if (index >= count_) continue;
-      share.line[i] = line_[index];
-      share.step[i] = step_[index];
+      const bool wanted = index < count_;
+      share.line[i] = wanted ? line_[index] : reinterpret_cast<const char*>(this);
+      share.step[i] = wanted ? step_[index] : 0;
     }
     return share;
   }

@@ -9,11 +9,11 @@
 namespace flash_rwkv::cpu {
 
 // Runs body(context, item, scratch) for every item in [0, items). scratch holds scratch_bytes of 64-byte aligned
-// memory of the calling worker's own. Items may run in any order on any number of threads.
+// memory of the calling worker's own. Items may run in any order, on up to `threads` threads.
 struct Workers {
   using Body = void (*)(void* context, int64_t item, void* scratch);
   int threads = 1;
-  void (*run)(int64_t items, size_t scratch_bytes, Body body, void* context) = nullptr;
+  void (*run)(int threads, int64_t items, size_t scratch_bytes, Body body, void* context) = nullptr;
 };
 
 // 64-byte aligned memory that every worker of one call can see; freed with the object.
