@@ -5,12 +5,20 @@
 
 namespace flash_rwkv::cpu::FLASH_RWKV_ISA {
 
-// Op gives Params, Scratch (with state[NP * NP], v and y), prepare (once a head), load (inputs of a
+// Op gives Params, Scratch (with state[NP * NP], rows, v and y), prepare (once a head), load (inputs of a
 // block), look_ahead, tile and finish (once a block).
 template <class Op, class T, int NP>
 struct ForwardWalk {
   using Params = typename Op::Params;
   using Scratch = typename Op::Scratch;
+
+  // Where the rows of this head's state are kept: in the final state itself if its layout allows, else in scratch.
+  static T* home_of_rows(const Params& p, int64_t slot, int64_t head, Scratch& s) {
+    constexpr DType kCompute = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
+    const View& state = p.final_state;
+    const bool direct = p.head_size == NP && state.dtype == kCompute && state.stride[3] == 1 && state.stride[2] == NP;
+    return direct ? static_cast<T*>(state.data) + slot * state.stride[0] + head * state.stride[1] : s.state;
+  }
 
   static void item(const Params& p, HeadItem head, Scratch& s) {
     const int64_t size = p.head_size;
@@ -20,7 +28,9 @@ struct ForwardWalk {
     const int64_t first = head.first_group * kGroupRows;
     const int64_t bound = head.last_group * kGroupRows;
     const int64_t last = bound < size ? bound : size;
-    load_state<NP>(p.state, slot, head.head, first, bound < NP ? bound : NP, size, s.state);
+    s.rows = home_of_rows(p, slot, head.head, s);
+    const bool in_place = s.rows != s.state && p.state.data == p.final_state.data;
+    if (!in_place) load_state<NP>(p.state, slot, head.head, first, bound < NP ? bound : NP, size, s.rows);
     Op::prepare(p, head.head, s);
     int64_t checkpoint = p.sequences.first_checkpoint(head.sequence);
     for (int64_t t = 0; t < length; t += kBlock, ++checkpoint) {
@@ -28,7 +38,7 @@ struct ForwardWalk {
       const Place at = {p.sequences.batch(head.sequence), begin + t, head.head};
       if (p.checkpoints) {
         T* saved = static_cast<T*>(p.checkpoints) + (checkpoint * p.num_heads + head.head) * size * size;
-        for (int64_t i = first; i < last; ++i) copy_row(s.state + i * NP, saved + i * size, size);
+        for (int64_t i = first; i < last; ++i) copy_row(s.rows + i * NP, saved + i * size, size);
       }
       Op::load(p, at, n, s);
       Ahead ahead;
@@ -39,7 +49,7 @@ struct ForwardWalk {
       Op::finish(s, n);
       store_tokens<NP>(p.y, at, n, first, last, s.y);
     }
-    store_state<NP>(p.final_state, slot, head.head, first, last, size, s.state);
+    if (s.rows == s.state) store_state<NP>(p.final_state, slot, head.head, first, last, size, s.state);
   }
 
   static void run(const Params& p, const Workers& workers) {

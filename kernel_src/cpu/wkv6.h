@@ -44,6 +44,7 @@ struct Wkv6Forward {
     T v[kBlock * NP];
     T y[kBlock * NP];
     T state[NP * NP];
+    T* rows;  // of the state: `state`, or the caller's memory
   };
 
   static void prepare(const Params& p, int64_t head, Scratch& s) {
@@ -62,7 +63,7 @@ struct Wkv6Forward {
 
   static void tile(Scratch& s, int64_t row, int n, Ahead::Share ahead) {
     Tile<T, NP> state;
-    state.load(s.state + row * NP);
+    state.load(s.rows + row * NP);
     for (int t = 0; t < n; ++t) {
       ahead.fetch(t);
       const T* r = s.in.r + t * NP;
@@ -84,7 +85,7 @@ struct Wkv6Forward {
       }
       sum_rows(y, s.y + t * NP + row);
     }
-    state.store(s.state + row * NP);
+    state.store(s.rows + row * NP);
   }
 
   // y_i += v_i sum_j r_j u_j k_j, for all rows at once.

@@ -56,6 +56,7 @@ struct Wkv7Forward {
     T v[kBlock * NP];
     T y[kBlock * NP];
     T state[NP * NP];
+    T* rows;  // of the state: `state`, or the caller's memory
   };
 
   static void prepare(const Params&, int64_t, Scratch&) {}
@@ -72,7 +73,7 @@ struct Wkv7Forward {
 
   static void tile(Scratch& s, int64_t row, int n, Ahead::Share ahead) {
     Tile<T, NP> state;
-    state.load(s.state + row * NP);
+    state.load(s.rows + row * NP);
     for (int t = 0; t < n; ++t) {
       ahead.fetch(t);
       const int at = t * NP;
@@ -97,7 +98,7 @@ struct Wkv7Forward {
       }
       sum_rows(y, s.y + at + row);
     }
-    state.store(s.state + row * NP);
+    state.store(s.rows + row * NP);
   }
 
   static void finish(Scratch&, int) {}
