@@ -24,9 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--kernel",
+        metavar="PATH",
         type=Path,
         default=None,
-        help="a folder with build/ or variants in it, to test instead of this checkout's own build",
+        help="test what this folder holds in build/, not this checkout's own build; write --kernel=PATH",
     )
 
 

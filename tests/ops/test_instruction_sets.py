@@ -52,7 +52,7 @@ def in_process(arguments: list[str], isa: str | None) -> subprocess.CompletedPro
 @pytest.mark.parametrize("isa", instruction_sets())
 def test_numbers(kernel, kernel_path, isa) -> None:
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "kernels_ci", *NUMERICAL_TESTS]
-    own_build = [] if kernel_path == ROOT else ["--kernel", str(kernel_path)]
+    own_build = [] if kernel_path == ROOT else [f"--kernel={kernel_path}"]
     done = in_process([*arguments, *own_build], isa)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
