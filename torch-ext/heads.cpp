@@ -21,17 +21,23 @@ void HeadSizes::check_tokens(const Checker& check, const char* name, const Tenso
   else check.shape(name, tensor, {{"B", batch}, {"T", tokens}, {"H", heads}, {"N", size}});
 }
 
-void clear_unowned_checkpoints(const Tensor& checkpoints, const Sequences& sequences) {
+Tensor allocate_checkpoints(const Checker& check, const Tensor& like, const HeadSizes& sizes,
+                            const Sequences& sequences, int64_t extra_rows, bool save) {
+  std::vector<int64_t> shape = sizes.checkpoint_shape(sequences, extra_rows);
+  if (!save) shape[0] = 0;
+  Tensor checkpoints = allocate(like, shape, check.compute());
+  if (checkpoints.numel() == 0 || sequences.cu_seqlens == nullptr) return checkpoints;
+  if (!like.is_cpu()) return torch::stable::zero_(checkpoints);  // which blocks are owned, only the device knows
   const int64_t blocks = checkpoints.size(0);
-  if (checkpoints.numel() == 0 || sequences.cu_seqlens == nullptr) return;
   const int64_t bytes = checkpoints.numel() / blocks * static_cast<int64_t>(checkpoints.element_size());
   char* data = static_cast<char*>(checkpoints.data_ptr());
   for (int64_t s = 0; s < sequences.count; ++s) {
-    const int64_t owned = (sequences.length(s) + kCheckpointTokens - 1) / kCheckpointTokens;
+    const int64_t owned = (sequences.length(s) + sequences.checkpoint_tokens - 1) / sequences.checkpoint_tokens;
     const int64_t end = sequences.first_checkpoint(s) + owned;
     const int64_t next = s + 1 < sequences.count ? sequences.first_checkpoint(s + 1) : blocks;
     std::memset(data + end * bytes, 0, (next - end) * bytes);
   }
+  return checkpoints;
 }
 
 void check_state(const Checker& check, const char* name, const Tensor& state, int64_t sequences,
@@ -51,19 +57,18 @@ OptionalTensor check_pool(const Checker& check, const Tensor& state, const Optio
 }
 
 void check_gradients(const Checker& check, const Tensor& checkpoints, const OptionalTensor& grad_y,
-                     const OptionalTensor& grad_state, int64_t sequences, bool packed, const HeadSizes& sizes) {
+                     const OptionalTensor& grad_state, const HeadSizes& sizes, const Sequences& sequences,
+                     int64_t extra_rows) {
+  const std::vector<int64_t> shape = sizes.checkpoint_shape(sequences, extra_rows);
   check.shape("checkpoints", checkpoints,
-              {{"blocks", sizes.checkpoint_blocks(sequences, packed)},
-               {"H", sizes.heads},
-               {"N", sizes.size},
-               {"N", sizes.size}});
+              {{"blocks", shape[0]}, {"H", shape[1]}, {extra_rows ? "N + tokens" : "N", shape[2]}, {"N", shape[3]}});
   check.compute_dtype("checkpoints", checkpoints);
   if (!checkpoints.is_contiguous()) check.fail("checkpoints must be contiguous, as forward made them");
   if (grad_y) {
     sizes.check_tokens(check, "grad_y", *grad_y);
     check.same_dtype("grad_y", *grad_y);
   }
-  if (grad_state) check_state(check, "grad_state", *grad_state, sequences, sizes);
+  if (grad_state) check_state(check, "grad_state", *grad_state, sequences.count, sizes);
 }
 
 }  // namespace flash_rwkv

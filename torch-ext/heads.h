@@ -1,6 +1,7 @@
 // What the ops with a matrix state have in common: sizes, sequences, shapes of states and checkpoints.
 #pragma once
 
+#include "device_kernels.h"
 #include "tensor_checks.h"
 
 namespace flash_rwkv {
@@ -12,23 +13,33 @@ struct HeadSizes {
 
   HeadSizes(const Checker& check, const char* name, const Tensor& first, bool step);
 
-  // Of one element of a state by one token.
-  int64_t updates() const { return batch * tokens * heads * size * size; }
+  Call call(const Tensor& first) const {
+    return {first.get_device_index(), batch * tokens * heads * size * size};
+  }
 
   // Another tensor of that shape.
   void check_tokens(const Checker& check, const char* name, const Tensor& tensor) const;
   int64_t sequences(const OptionalTensor& cu_seqlens) const { return cu_seqlens ? cu_seqlens->size(0) - 1 : batch; }
-  int64_t checkpoint_blocks(int64_t sequences, bool packed) const {
-    if (packed) return tokens / kCheckpointTokens + sequences;
-    return sequences * ((tokens + kCheckpointTokens - 1) / kCheckpointTokens);
+  Sequences describe(int64_t sequences, const OptionalTensor& packed, const DeviceKernels& kernels) const {
+    return {sequences, tokens, packed ? packed->const_data_ptr<int32_t>() : nullptr, kernels.checkpoint_tokens};
   }
-  Sequences describe(int64_t sequences, const OptionalTensor& packed) const {
-    return {sequences, tokens, packed ? packed->const_data_ptr<int32_t>() : nullptr};
+
+  // [blocks, H, N + extra, N]: a state, and rows of whatever else the kernels want to find again.
+  std::vector<int64_t> checkpoint_shape(const Sequences& sequences, int64_t extra_rows) const {
+    return {checkpoint_blocks(sequences), heads, size + extra_rows, size};
+  }
+
+ private:
+  int64_t checkpoint_blocks(const Sequences& s) const {
+    if (s.cu_seqlens) return tokens / s.checkpoint_tokens + s.count;
+    return s.count * ((tokens + s.checkpoint_tokens - 1) / s.checkpoint_tokens);
   }
 };
 
-// Zeros in the blocks of checkpoints that no packed sequence owns, so that the result is the same in every run.
-void clear_unowned_checkpoints(const Tensor& checkpoints, const Sequences& sequences);
+// Memory for the checkpoints, none unless `save`. Blocks that no packed sequence owns are zeros, so that the result is
+// the same in every run.
+Tensor allocate_checkpoints(const Checker& check, const Tensor& like, const HeadSizes& sizes,
+                            const Sequences& sequences, int64_t extra_rows, bool save);
 
 // Checks of a state, of a pool with its slots, and of what backward is given.
 void check_state(const Checker& check, const char* name, const Tensor& state, int64_t sequences,
@@ -36,6 +47,7 @@ void check_state(const Checker& check, const char* name, const Tensor& state, in
 OptionalTensor check_pool(const Checker& check, const Tensor& state, const OptionalTensor& slots,
                           const HeadSizes& sizes);
 void check_gradients(const Checker& check, const Tensor& checkpoints, const OptionalTensor& grad_y,
-                     const OptionalTensor& grad_state, int64_t sequences, bool packed, const HeadSizes& sizes);
+                     const OptionalTensor& grad_state, const HeadSizes& sizes, const Sequences& sequences,
+                     int64_t extra_rows);
 
 }  // namespace flash_rwkv

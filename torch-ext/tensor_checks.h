@@ -87,6 +87,11 @@ inline View view_channels(const OptionalTensor& t) { return t ? view_channels(*t
 inline View view_state(const OptionalTensor& t) { return t ? view_state(*t) : View(); }
 inline View view_wkv4_state(const OptionalTensor& t) { return t ? view_wkv4_state(*t) : View(); }
 
+// The tensor itself where the device's kernels can read it: any strides on the CPU; on CUDA channels side by side and
+// every row of them on a 16-byte boundary. Else a contiguous copy.
+Tensor readable_rows(const Tensor& tensor);
+inline OptionalTensor readable_rows(const OptionalTensor& t) { return t ? OptionalTensor(readable_rows(*t)) : t; }
+
 // Uninitialised, contiguous, on the device of `like`.
 inline Tensor allocate(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
   return torch::stable::new_empty(like, shape, dtype);

@@ -52,19 +52,6 @@ STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CompositeExplicitAutograd
   ops.impl("cpu_isa", TORCH_BOX(&flash_rwkv::cpu_isa));
 }
 
-STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) {
-  ops.impl("wkv4_forward", TORCH_BOX(&flash_rwkv::wkv4_forward));
-  ops.impl("wkv4_backward", TORCH_BOX(&flash_rwkv::wkv4_backward));
-  ops.impl("wkv4_step_", TORCH_BOX(&flash_rwkv::wkv4_step));
-  ops.impl("wkv5_forward", TORCH_BOX(&flash_rwkv::wkv6_forward<5>));
-  ops.impl("wkv5_backward", TORCH_BOX(&flash_rwkv::wkv6_backward<5>));
-  ops.impl("wkv5_step_", TORCH_BOX(&flash_rwkv::wkv6_step<5>));
-  ops.impl("wkv6_forward", TORCH_BOX(&flash_rwkv::wkv6_forward<6>));
-  ops.impl("wkv6_backward", TORCH_BOX(&flash_rwkv::wkv6_backward<6>));
-  ops.impl("wkv6_step_", TORCH_BOX(&flash_rwkv::wkv6_step<6>));
-  ops.impl("wkv7_forward", TORCH_BOX(&flash_rwkv::wkv7_forward));
-  ops.impl("wkv7_backward", TORCH_BOX(&flash_rwkv::wkv7_backward));
-  ops.impl("wkv7_step_", TORCH_BOX(&flash_rwkv::wkv7_step));
-}
+STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) { flash_rwkv::implement(ops); }
 
 REGISTER_EXTENSION(TORCH_EXTENSION_NAME)

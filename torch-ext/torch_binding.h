@@ -1,6 +1,8 @@
 // The ops: schemas are in torch_binding.cpp, shapes and formulas in flash_rwkv/ops.py.
 #pragma once
 
+#include <torch/csrc/stable/library.h>
+
 #include <string>
 #include <tuple>
 
@@ -37,5 +39,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv7_backward
     OptionalTensor grad_state, OptionalTensor cu_seqlens, int64_t decay);
 Tensor wkv7_step(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor state, OptionalTensor slots,
                  int64_t decay);
+
+// Registers all ops for one dispatch key; which kernels run, the tensors' device decides.
+template <class Library>
+void implement(Library& ops) {
+  ops.impl("wkv4_forward", TORCH_BOX(&wkv4_forward));
+  ops.impl("wkv4_backward", TORCH_BOX(&wkv4_backward));
+  ops.impl("wkv4_step_", TORCH_BOX(&wkv4_step));
+  ops.impl("wkv5_forward", TORCH_BOX(&wkv6_forward<5>));
+  ops.impl("wkv5_backward", TORCH_BOX(&wkv6_backward<5>));
+  ops.impl("wkv5_step_", TORCH_BOX(&wkv6_step<5>));
+  ops.impl("wkv6_forward", TORCH_BOX(&wkv6_forward<6>));
+  ops.impl("wkv6_backward", TORCH_BOX(&wkv6_backward<6>));
+  ops.impl("wkv6_step_", TORCH_BOX(&wkv6_step<6>));
+  ops.impl("wkv7_forward", TORCH_BOX(&wkv7_forward));
+  ops.impl("wkv7_backward", TORCH_BOX(&wkv7_backward));
+  ops.impl("wkv7_step_", TORCH_BOX(&wkv7_step));
+}
 
 }  // namespace flash_rwkv

@@ -1,7 +1,6 @@
 // wkv4: checks, allocation, dispatch.
-#include "cpu/kernels.h"
+#include "device_kernels.h"
 #include "torch_binding.h"
-#include "workers.h"
 
 namespace flash_rwkv {
 namespace {
@@ -34,7 +33,7 @@ struct ChannelSizes {
   }
 
   // A channel's token costs two exponentials and a division, about as much as this many elements of a matrix state.
-  int64_t updates() const { return batch * tokens * channels * 32; }
+  Call call(const Tensor& first) const { return {first.get_device_index(), batch * tokens * channels * 32}; }
 
   int64_t checkpoint_blocks() const { return batch * ((tokens + kCheckpointTokens - 1) / kCheckpointTokens); }
 };
@@ -70,7 +69,7 @@ Outputs wkv4_forward(Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor stat
   p.y = view_channels(y);
   p.final_state = view_wkv4_state(final_state);
   p.checkpoints = save ? checkpoints.data_ptr() : nullptr;
-  cpu::kernels().wkv4_forward(p, torch_workers(sizes.updates()));
+  kernels_of(k).wkv4_forward(p, sizes.call(k));
   return {y, final_state, checkpoints};
 }
 
@@ -103,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> wkv4_backward(Tensor k, Tenso
   g.dw_sum = dw_sum.data_ptr();
   g.du_sum = du_sum.data_ptr();
   g.dstate = view_wkv4_state(dstate);
-  cpu::kernels().wkv4_backward(p, g, torch_workers(sizes.updates()));
+  kernels_of(k).wkv4_backward(p, g, sizes.call(k));
   return {dk, dv, sum_sequences(dw_sum, w.scalar_type()), sum_sequences(du_sum, u.scalar_type()), dstate};
 }
 
@@ -121,7 +120,8 @@ Tensor wkv4_step(Tensor k, Tensor v, Tensor w, Tensor u, Tensor state, OptionalT
   p.state = p.final_state = view_wkv4_state(state);
   p.slots = packed ? packed->const_data_ptr<int32_t>() : nullptr;
   p.y = view_channels(y);
-  cpu::kernels().wkv4_forward(p, torch_workers(sizes.updates()));
+  p.num_states = state.size(0);
+  kernels_of(k).wkv4_step(p, sizes.call(k));
   return y;
 }
 

@@ -1,14 +1,17 @@
 // wkv6 and wkv5: checks, allocation, dispatch.
-#include "cpu/kernels.h"
 #include "heads.h"
 #include "torch_binding.h"
-#include "workers.h"
 
 namespace flash_rwkv {
 namespace {
 
 struct Inputs {
-  const Tensor &r, &k, &v, &w, &u;
+  Tensor r, k, v, w, u;
+
+  // Copies of those that the kernels cannot read as they are; to be called once they have been checked.
+  void make_readable() {
+    for (Tensor* tensor : {&r, &k, &v, &w, &u}) *tensor = readable_rows(*tensor);
+  }
 };
 
 template <int kVersion>
@@ -17,7 +20,7 @@ constexpr const char* op_name() {
 }
 
 template <int kVersion>
-Wkv6Params check_inputs(const Checker& check, const HeadSizes& sizes, const Inputs& in, int64_t decay) {
+Wkv6Params check_inputs(const Checker& check, const HeadSizes& sizes, Inputs& in, int64_t decay) {
   sizes.check_tokens(check, "k", in.k);
   check.same_dtype("k", in.k);
   sizes.check_tokens(check, "v", in.v);
@@ -28,6 +31,7 @@ Wkv6Params check_inputs(const Checker& check, const HeadSizes& sizes, const Inpu
   check.shape("u", in.u, {{"H", sizes.heads}, {"N", sizes.size}});
   check.same_or_float("u", in.u);
   check.decay(decay);
+  in.make_readable();
 
   Wkv6Params p;
   p.num_heads = sizes.heads;
@@ -47,9 +51,11 @@ Wkv6Params check_inputs(const Checker& check, const HeadSizes& sizes, const Inpu
 template <int kVersion>
 Outputs wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor state, OptionalTensor cu_seqlens,
                      int64_t decay, bool save) {
+  const DeviceKernels& kernels = kernels_of(r);
   const Checker check(op_name<kVersion>(), "r", r);
   const HeadSizes sizes(check, "r", r, false);
-  Wkv6Params p = check_inputs<kVersion>(check, sizes, {r, k, v, w, u}, decay);
+  Inputs in = {r, k, v, w, u};
+  Wkv6Params p = check_inputs<kVersion>(check, sizes, in, decay);
   OptionalTensor packed;
   if (cu_seqlens) packed = check.cu_seqlens(*cu_seqlens, sizes.batch, sizes.tokens);
   const int64_t sequences = sizes.sequences(packed);
@@ -57,15 +63,14 @@ Outputs wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalT
 
   Tensor y = allocate(r, sizes_of(r), check.dtype());
   Tensor final_state = allocate(r, {sequences, sizes.heads, sizes.size, sizes.size}, check.compute());
-  const int64_t blocks = save ? sizes.checkpoint_blocks(sequences, packed.has_value()) : 0;
-  Tensor checkpoints = allocate(r, {blocks, sizes.heads, sizes.size, sizes.size}, check.compute());
-  p.sequences = sizes.describe(sequences, packed);
-  p.state = view_state(state);
+  p.sequences = sizes.describe(sequences, packed, kernels);
+  const Tensor checkpoints = allocate_checkpoints(check, r, sizes, p.sequences, 0, save);
+  const OptionalTensor initial = readable_rows(state);
+  p.state = view_state(initial);
   p.y = view_tokens(y);
   p.final_state = view_state(final_state);
   p.checkpoints = save ? checkpoints.data_ptr() : nullptr;
-  clear_unowned_checkpoints(checkpoints, p.sequences);
-  cpu::kernels().wkv6_forward(p, torch_workers(sizes.updates()));
+  kernels.wkv6_forward(p, sizes.call(r));
   return {y, final_state, checkpoints};
 }
 
@@ -75,34 +80,43 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward(Tensor 
                                                                          OptionalTensor grad_y,
                                                                          OptionalTensor grad_state,
                                                                          OptionalTensor cu_seqlens, int64_t decay) {
+  const DeviceKernels& kernels = kernels_of(r);
   const Checker check(op_name<kVersion>(), "r", r);
   const HeadSizes sizes(check, "r", r, false);
-  Wkv6Params p = check_inputs<kVersion>(check, sizes, {r, k, v, w, u}, decay);
+  Inputs in = {r, k, v, w, u};
+  Wkv6Params p = check_inputs<kVersion>(check, sizes, in, decay);
   OptionalTensor packed;
   if (cu_seqlens) packed = check.cu_seqlens(*cu_seqlens, sizes.batch, sizes.tokens);
   const int64_t sequences = sizes.sequences(packed);
-  check_gradients(check, checkpoints, grad_y, grad_state, sequences, packed.has_value(), sizes);
-  p.sequences = sizes.describe(sequences, packed);
+  p.sequences = sizes.describe(sequences, packed, kernels);
+  check_gradients(check, checkpoints, grad_y, grad_state, sizes, p.sequences, 0);
   p.checkpoints = checkpoints.data_ptr();
+  const OptionalTensor readable_grad_y = readable_rows(grad_y);
+  const OptionalTensor readable_grad_state = readable_rows(grad_state);
+  const Call call = sizes.call(r);
+  const BackwardPlan plan = kernels.wkv6_backward_plan(p, call);
+  const Tensor scratch = allocate(r, {plan.scratch_bytes}, ScalarType::Byte);
 
   Tensor dr = allocate(r, sizes_of(r), check.dtype());
   Tensor dk = allocate(r, sizes_of(r), check.dtype());
   Tensor dv = allocate(r, sizes_of(r), check.dtype());
   Tensor dstate = allocate(r, {sequences, sizes.heads, sizes.size, sizes.size}, check.compute());
-  Tensor du_sum = allocate(r, {sequences, sizes.heads, sizes.size}, check.compute());
-  Tensor dw = kVersion == 5 ? allocate(r, {sequences, sizes.heads, sizes.size}, check.compute())
+  const std::vector<int64_t> part_shape = {plan.row_parts * sequences, sizes.heads, sizes.size};
+  Tensor du_sum = allocate(r, part_shape, check.compute());
+  Tensor dw = kVersion == 5 ? allocate(r, part_shape, check.compute())
                             : allocate(r, sizes_of(r), w.scalar_type());
   Wkv6Gradients g;
-  g.grad_y = view_tokens(grad_y);
-  g.grad_final_state = view_state(grad_state);
+  g.grad_y = view_tokens(readable_grad_y);
+  g.grad_final_state = view_state(readable_grad_state);
   g.dr = view_tokens(dr);
   g.dk = view_tokens(dk);
   g.dv = view_tokens(dv);
   g.dstate = view_state(dstate);
+  g.scratch = scratch.data_ptr();
   g.du_sum = du_sum.data_ptr();
   if (kVersion == 5) g.dw_sum = dw.data_ptr();
   else g.dw = view_tokens(dw);
-  cpu::kernels().wkv6_backward(p, g, torch_workers(sizes.updates()));
+  kernels.wkv6_backward(p, g, call);
   return {
       dr,    dk, dv, kVersion == 5 ? sum_sequences(dw, w.scalar_type()) : dw, sum_sequences(du_sum, u.scalar_type()),
       dstate};
@@ -110,16 +124,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward(Tensor 
 
 template <int kVersion>
 Tensor wkv6_step(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor state, OptionalTensor slots, int64_t decay) {
+  const DeviceKernels& kernels = kernels_of(r);
   const Checker check(kVersion == 5 ? "wkv5_step_" : "wkv6_step_", "r", r);
   const HeadSizes sizes(check, "r", r, true);
-  Wkv6Params p = check_inputs<kVersion>(check, sizes, {r, k, v, w, u}, decay);
+  Inputs in = {r, k, v, w, u};
+  Wkv6Params p = check_inputs<kVersion>(check, sizes, in, decay);
   const OptionalTensor rows = check_pool(check, state, slots, sizes);
   Tensor y = allocate(r, sizes_of(r), check.dtype());
-  p.sequences = sizes.describe(sizes.batch, std::nullopt);
+  p.sequences = sizes.describe(sizes.batch, std::nullopt, kernels);
+  p.num_states = state.size(0);
   p.state = p.final_state = view_state(state);
   p.slots = rows ? rows->const_data_ptr<int32_t>() : nullptr;
   p.y = view_tokens(y);
-  cpu::kernels().wkv6_forward(p, torch_workers(sizes.updates()));
+  kernels.wkv6_step(p, sizes.call(r));
   return y;
 }
 

@@ -1,17 +1,20 @@
 // wkv7: checks, allocation, dispatch.
-#include "cpu/kernels.h"
 #include "heads.h"
 #include "torch_binding.h"
-#include "workers.h"
 
 namespace flash_rwkv {
 namespace {
 
 struct Inputs {
-  const Tensor &r, &w, &k, &v, &a, &b;
+  Tensor r, w, k, v, a, b;
+
+  // Copies of those that the kernels cannot read as they are; to be called once they have been checked.
+  void make_readable() {
+    for (Tensor* tensor : {&r, &w, &k, &v, &a, &b}) *tensor = readable_rows(*tensor);
+  }
 };
 
-Wkv7Params check_inputs(const Checker& check, const HeadSizes& sizes, const Inputs& in, int64_t decay) {
+Wkv7Params check_inputs(const Checker& check, const HeadSizes& sizes, Inputs& in, int64_t decay) {
   sizes.check_tokens(check, "w", in.w);
   check.same_or_float("w", in.w);
   const struct {
@@ -23,6 +26,7 @@ Wkv7Params check_inputs(const Checker& check, const HeadSizes& sizes, const Inpu
     check.same_dtype(input.name, input.tensor);
   }
   check.decay(decay);
+  in.make_readable();
 
   Wkv7Params p;
   p.num_heads = sizes.heads;
@@ -41,9 +45,11 @@ Wkv7Params check_inputs(const Checker& check, const HeadSizes& sizes, const Inpu
 
 Outputs wkv7_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
                      OptionalTensor cu_seqlens, int64_t decay, bool save) {
+  const DeviceKernels& kernels = kernels_of(r);
   const Checker check("wkv7", "r", r);
   const HeadSizes sizes(check, "r", r, false);
-  Wkv7Params p = check_inputs(check, sizes, {r, w, k, v, a, b}, decay);
+  Inputs in = {r, w, k, v, a, b};
+  Wkv7Params p = check_inputs(check, sizes, in, decay);
   OptionalTensor packed;
   if (cu_seqlens) packed = check.cu_seqlens(*cu_seqlens, sizes.batch, sizes.tokens);
   const int64_t sequences = sizes.sequences(packed);
@@ -51,30 +57,36 @@ Outputs wkv7_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b,
 
   Tensor y = allocate(r, sizes_of(r), check.dtype());
   Tensor final_state = allocate(r, {sequences, sizes.heads, sizes.size, sizes.size}, check.compute());
-  const int64_t blocks = save ? sizes.checkpoint_blocks(sequences, packed.has_value()) : 0;
-  Tensor checkpoints = allocate(r, {blocks, sizes.heads, sizes.size, sizes.size}, check.compute());
-  p.sequences = sizes.describe(sequences, packed);
-  p.state = view_state(state);
+  p.sequences = sizes.describe(sequences, packed, kernels);
+  const Tensor checkpoints = allocate_checkpoints(check, r, sizes, p.sequences, kernels.wkv7_checkpoint_rows, save);
+  const OptionalTensor initial = readable_rows(state);
+  p.state = view_state(initial);
   p.y = view_tokens(y);
   p.final_state = view_state(final_state);
   p.checkpoints = save ? checkpoints.data_ptr() : nullptr;
-  clear_unowned_checkpoints(checkpoints, p.sequences);
-  cpu::kernels().wkv7_forward(p, torch_workers(sizes.updates()));
+  kernels.wkv7_forward(p, sizes.call(r));
   return {y, final_state, checkpoints};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv7_backward(
     Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor checkpoints, OptionalTensor grad_y,
     OptionalTensor grad_state, OptionalTensor cu_seqlens, int64_t decay) {
+  const DeviceKernels& kernels = kernels_of(r);
   const Checker check("wkv7", "r", r);
   const HeadSizes sizes(check, "r", r, false);
-  Wkv7Params p = check_inputs(check, sizes, {r, w, k, v, a, b}, decay);
+  Inputs in = {r, w, k, v, a, b};
+  Wkv7Params p = check_inputs(check, sizes, in, decay);
   OptionalTensor packed;
   if (cu_seqlens) packed = check.cu_seqlens(*cu_seqlens, sizes.batch, sizes.tokens);
   const int64_t sequences = sizes.sequences(packed);
-  check_gradients(check, checkpoints, grad_y, grad_state, sequences, packed.has_value(), sizes);
-  p.sequences = sizes.describe(sequences, packed);
+  p.sequences = sizes.describe(sequences, packed, kernels);
+  check_gradients(check, checkpoints, grad_y, grad_state, sizes, p.sequences, kernels.wkv7_checkpoint_rows);
   p.checkpoints = checkpoints.data_ptr();
+  const OptionalTensor readable_grad_y = readable_rows(grad_y);
+  const OptionalTensor readable_grad_state = readable_rows(grad_state);
+  const Call call = sizes.call(r);
+  const BackwardPlan plan = kernels.wkv7_backward_plan(p, call);
+  const Tensor scratch = allocate(r, {plan.scratch_bytes}, ScalarType::Byte);
 
   Tensor dr = allocate(r, sizes_of(r), check.dtype());
   Tensor dw = allocate(r, sizes_of(r), w.scalar_type());
@@ -84,8 +96,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv7_backward
   Tensor db = allocate(r, sizes_of(r), check.dtype());
   Tensor dstate = allocate(r, {sequences, sizes.heads, sizes.size, sizes.size}, check.compute());
   Wkv7Gradients g;
-  g.grad_y = view_tokens(grad_y);
-  g.grad_final_state = view_state(grad_state);
+  g.grad_y = view_tokens(readable_grad_y);
+  g.grad_final_state = view_state(readable_grad_state);
   g.dr = view_tokens(dr);
   g.dw = view_tokens(dw);
   g.dk = view_tokens(dk);
@@ -93,22 +105,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv7_backward
   g.da = view_tokens(da);
   g.db = view_tokens(db);
   g.dstate = view_state(dstate);
-  cpu::kernels().wkv7_backward(p, g, torch_workers(sizes.updates()));
+  g.scratch = scratch.data_ptr();
+  kernels.wkv7_backward(p, g, call);
   return {dr, dw, dk, dv, da, db, dstate};
 }
 
 Tensor wkv7_step(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor state, OptionalTensor slots,
                  int64_t decay) {
+  const DeviceKernels& kernels = kernels_of(r);
   const Checker check("wkv7_step_", "r", r);
   const HeadSizes sizes(check, "r", r, true);
-  Wkv7Params p = check_inputs(check, sizes, {r, w, k, v, a, b}, decay);
+  Inputs in = {r, w, k, v, a, b};
+  Wkv7Params p = check_inputs(check, sizes, in, decay);
   const OptionalTensor rows = check_pool(check, state, slots, sizes);
   Tensor y = allocate(r, sizes_of(r), check.dtype());
-  p.sequences = sizes.describe(sizes.batch, std::nullopt);
+  p.sequences = sizes.describe(sizes.batch, std::nullopt, kernels);
+  p.num_states = state.size(0);
   p.state = p.final_state = view_state(state);
   p.slots = rows ? rows->const_data_ptr<int32_t>() : nullptr;
   p.y = view_tokens(y);
-  cpu::kernels().wkv7_forward(p, torch_workers(sizes.updates()));
+  kernels.wkv7_step(p, sizes.call(r));
   return y;
 }
 

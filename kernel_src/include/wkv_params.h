@@ -6,7 +6,11 @@
 #include <cstdint>
 
 // Code of every instruction set includes this header, so nothing here may become a shared out-of-line function.
+#if defined(__CUDACC__)
+#define FLASH_RWKV_ALWAYS_INLINE __host__ __device__ __forceinline__
+#else
 #define FLASH_RWKV_ALWAYS_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace flash_rwkv {
 
@@ -17,6 +21,8 @@ enum class Decay : int { kLog = 0, kExp = 1, kSigmoid = 2 };
 
 // Tokens between two saved states. Backward recomputes what lies between them.
 constexpr int64_t kCheckpointTokens = 64;
+// The same for matrix states on CUDA, where the states in between have to fit into a multiprocessor.
+constexpr int64_t kCudaCheckpointTokens = 16;
 
 // Strides are in elements and may be 0 (an expanded dimension). data is nullptr when the tensor is absent.
 struct View {
@@ -29,7 +35,8 @@ struct View {
 struct Sequences {
   int64_t count = 0;                    // S
   int64_t tokens = 0;                   // T, of the dense batch
-  const int32_t* cu_seqlens = nullptr;  // [S + 1] or nullptr
+  const int32_t* cu_seqlens = nullptr;  // [S + 1] or nullptr, where the kernel runs
+  int64_t checkpoint_tokens = kCheckpointTokens;
 
   FLASH_RWKV_ALWAYS_INLINE int64_t batch(int64_t s) const { return cu_seqlens ? 0 : s; }
   FLASH_RWKV_ALWAYS_INLINE int64_t begin(int64_t s) const { return cu_seqlens ? cu_seqlens[s] : 0; }
@@ -39,8 +46,8 @@ struct Sequences {
 
   // First checkpoint of sequence s. Packed sequences are placed by a bound that needs no sum over the others.
   FLASH_RWKV_ALWAYS_INLINE int64_t first_checkpoint(int64_t s) const {
-    if (cu_seqlens) return cu_seqlens[s] / kCheckpointTokens + s;
-    return s * ((tokens + kCheckpointTokens - 1) / kCheckpointTokens);
+    if (cu_seqlens) return cu_seqlens[s] / checkpoint_tokens + s;
+    return s * ((tokens + checkpoint_tokens - 1) / checkpoint_tokens);
   }
 };
 
@@ -56,6 +63,7 @@ struct Wkv6Params {
   View u;                          // [H, N]
   View state;                      // [S or pool, H, N_value, N_key], may be absent
   const int32_t* slots = nullptr;  // [S], rows of state and final_state; nullptr: row s
+  int64_t num_states = 0;          // of the pool that slots point into
   View y;                          // [B, T, H, N]
   View final_state;                // [S or pool, H, N_value, N_key]; may be the same memory as state
   void* checkpoints = nullptr;     // [blocks, H, N_value, N_key], fp32 (fp64 for fp64 inputs), or nullptr
@@ -69,6 +77,7 @@ struct Wkv6Gradients {
   void* dw_sum = nullptr;  // [S, H, N] compute dtype (wkv5): summed over tokens
   void* du_sum = nullptr;  // [S, H, N] compute dtype: summed over tokens
   View dstate;             // [S, H, N_value, N_key]
+  void* scratch = nullptr;
 };
 
 struct Wkv7Params {
@@ -79,6 +88,7 @@ struct Wkv7Params {
   View r, w, k, v, a, b;           // [B, T, H, N]
   View state;                      // [S or pool, H, N_value, N_key], may be absent
   const int32_t* slots = nullptr;  // [S] or nullptr
+  int64_t num_states = 0;
   View y;                          // [B, T, H, N]
   View final_state;                // [S or pool, H, N_value, N_key]
   void* checkpoints = nullptr;     // [blocks, H, N_value, N_key] or nullptr
@@ -89,6 +99,7 @@ struct Wkv7Gradients {
   View grad_final_state;        // [S, H, N_value, N_key], may be absent
   View dr, dw, dk, dv, da, db;  // [B, T, H, N]
   View dstate;                  // [S, H, N_value, N_key]
+  void* scratch = nullptr;
 };
 
 struct Wkv4Params {
@@ -98,6 +109,7 @@ struct Wkv4Params {
   View w, u;                       // [C]
   View state;                      // [B or pool, 1, 3 (p, q, o), C], may be absent
   const int32_t* slots = nullptr;  // [B] or nullptr
+  int64_t num_states = 0;
   View y;                          // [B, T, 1, C]
   View final_state;                // [B or pool, 1, 3, C]
   void* checkpoints = nullptr;     // [blocks, 3, C] or nullptr

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from ._ops import add_op_namespace_prefix
 
-# Tokens between two states that forward saves for backward: kCheckpointTokens in wkv_params.h.
+# Tokens between two states that forward saves for backward: kCheckpointTokens in wkv_params.h, and
+# kCudaCheckpointTokens for matrix states on CUDA.
 CHECKPOINT_TOKENS = 64
+CUDA_CHECKPOINT_TOKENS = 16
 
 
 def _on_one_device(op: str, first: Tensor, **others: Tensor | None) -> None:
@@ -24,19 +26,21 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _blocks(tokens: int) -> int:
-    return (tokens + CHECKPOINT_TOKENS - 1) // CHECKPOINT_TOKENS
-
-
-def _fake_heads_forward(r: Tensor, cu_seqlens: Tensor | None, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_heads_forward(
+    r: Tensor, cu_seqlens: Tensor | None, save: bool, saves_rows: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`saves_rows`: on CUDA a row for every token of the block stands behind each saved state."""
     batch, tokens, heads, size = r.shape
+    cuda = r.device.type == "cuda"
+    each = CUDA_CHECKPOINT_TOKENS if cuda else CHECKPOINT_TOKENS
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     blocks = 0
     if save:
-        blocks = batch * _blocks(tokens) if cu_seqlens is None else tokens // CHECKPOINT_TOKENS + sequences
+        blocks = batch * ((tokens + each - 1) // each) if cu_seqlens is None else tokens // each + sequences
+    rows = size + each if cuda and saves_rows else size
     compute = _compute_dtype(r)
     state = r.new_empty((sequences, heads, size, size), dtype=compute)
-    return r.new_empty(r.shape), state, r.new_empty((blocks, heads, size, size), dtype=compute)
+    return r.new_empty(r.shape), state, r.new_empty((blocks, heads, rows, size), dtype=compute)
 
 
 def _fake_state(r: Tensor, cu_seqlens: Tensor | None) -> Tensor:
@@ -54,7 +58,7 @@ def _(k, v, w, u, state, save):
     _on_one_device("wkv4", k, v=v, w=w, u=u, state=state)
     batch, tokens, channels = k.shape
     compute = _compute_dtype(k)
-    blocks = batch * _blocks(tokens) if save else 0
+    blocks = batch * ((tokens + CHECKPOINT_TOKENS - 1) // CHECKPOINT_TOKENS) if save else 0
     final_state = k.new_empty((batch, 3, channels), dtype=compute)
     return _empty(k), final_state, k.new_empty((blocks, 3, channels), dtype=compute)
 
@@ -88,7 +92,7 @@ def _(r, k, v, w, u, state, cu_seqlens, decay, save):
 @torch.library.register_fake(add_op_namespace_prefix("wkv7_forward"))
 def _(r, w, k, v, a, b, state, cu_seqlens, decay, save):
     _on_one_device("wkv7", r, w=w, k=k, v=v, a=a, b=b, state=state, cu_seqlens=cu_seqlens)
-    return _fake_heads_forward(r, cu_seqlens, save)
+    return _fake_heads_forward(r, cu_seqlens, save, saves_rows=True)
 
 
 @torch.library.register_fake(add_op_namespace_prefix("wkv5_backward"))
