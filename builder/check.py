@@ -7,14 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernel_abi_check import (
-    IncompatibleAbi3Symbol,
-    IncompatibleManylinuxSymbol,
-    NonAbi3Symbol,
-    ObjectFile,
-)
 from kernels._rust import Digest, DigestAlgorithm, DigestValidationError, Metadata
 
+from builder.abi import abi_findings
 from builder.config import Repository
 from builder.elf import SharedObject, read_shared_object
 from builder.errors import BuilderError
@@ -23,8 +18,6 @@ from builder.package import METADATA
 from builder.rules import python_findings
 from builder.source_state import tracked_files
 
-MANYLINUX = "manylinux_2_28"
-PYTHON_ABI = "3.9"
 SYSTEM_LIBRARIES = frozenset(
     {
         "libstdc++.so.6",
@@ -180,25 +173,12 @@ def _digest_findings(folder: Path, metadata: Metadata) -> Iterator[str]:
 
 
 def _module_findings(module: Path, metadata: Metadata, variant: str, python_name: str) -> Iterator[str]:
-    yield from _abi_findings(module)
+    yield from abi_findings(module)
     shared = read_shared_object(module)
     yield from _linkage_findings(shared, metadata)
     if "x86_64" in variant:
         for function, instruction in leaked_instructions(module, f"{python_name}::cpu").items():
             yield f"{function} is outside its instruction set's namespace but uses `{instruction}`"
-
-
-def _abi_findings(module: Path) -> Iterator[str]:
-    file = ObjectFile(str(module))
-    for problem in [*file.check_manylinux(MANYLINUX), *file.check_python_abi(PYTHON_ABI)]:
-        if isinstance(problem, IncompatibleManylinuxSymbol):
-            yield f"not {MANYLINUX}: imports {problem.name} of {problem.dep} {problem.version}"
-        elif isinstance(problem, IncompatibleAbi3Symbol):
-            yield f"not abi3 of Python {PYTHON_ABI}: imports {problem.name}, new in {problem.version_added}"
-        elif isinstance(problem, NonAbi3Symbol):
-            yield f"not abi3: imports {problem.name}"
-        else:
-            yield f"ABI: {problem}"
 
 
 def _linkage_findings(shared: SharedObject, metadata: Metadata) -> Iterator[str]:

@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from builder.abi import can_check_abi
 from builder.build import build_variant
 from builder.config import Repository, open_repository
 from builder.errors import BuilderError
+from builder.native import resolve_native
 from builder.toolchain import find_toolchain
 from builder.variants import Variant, find_variant, known_variants
 
@@ -80,8 +82,8 @@ def _why_not(variant: Variant) -> str | None:
     "capabilities",
     multiple=True,
     metavar="X.Y",
-    help="Compile CUDA sources for this capability only; repeatable. For development: it makes CUDA builds "
-    "several times faster, and the metadata names what the binary really holds.",
+    help="Compile CUDA sources for this capability only, `native` for that of the GPU here; repeatable. For "
+    "development: it makes CUDA builds several times faster, and the metadata names what the binary holds.",
 )
 @click.option(
     "-j", "--jobs", type=click.IntRange(min=1), help="Commands at a time.  [default: ninja's choice]"
@@ -104,6 +106,7 @@ def build_command(
     and is built when asked for. Only what changed is compiled again.
     """
     repository = open_repository(root)
+    capabilities = resolve_native(capabilities)
     for variant in _selected(repository, names, everything):
         built = build_variant(
             repository, variant, console, capabilities=capabilities, jobs=jobs, clean=clean, verbose=verbose
@@ -150,6 +153,8 @@ def check_command(root: Path, folder: Path | None) -> None:
     with console.status("checking"):
         names, findings = check_variants(repository, folder or root / "build")
     _print_findings(["sources", *names], findings)
+    if not can_check_abi():
+        console.print("The ABI was not checked: that needs `pip install kernel-abi-check`.", style="yellow")
     if findings:
         sys.exit(1)
 

@@ -10,6 +10,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from kernels._rust import Metadata
 
+from builder.abi import can_check_abi
 from builder.check import check_variants
 from builder.config import Repository
 from builder.errors import BuilderError
@@ -35,12 +36,14 @@ def prepare_upload(repository: Repository, repo: str, version: int, allow_dirty:
     """Decide what to upload, refusing what should not be.
 
     Raises:
-        BuilderError: a finding of the checks, a tree or variant that no commit describes, another version
-            than the variants', or no card.
+        BuilderError: a finding of the checks, or one that cannot be made here; a tree or variant that no
+            commit describes, another version than the variants', or no card.
     """
     build, card = repository.root / "build", repository.root / CARD
     if not card.is_file():
         raise BuilderError(f"{card} does not exist. It becomes the README of the Hub repository.")
+    if not can_check_abi():
+        raise BuilderError("The ABI cannot be checked here: `pip install kernel-abi-check` first.")
     names, findings = check_variants(repository, build)
     if findings:
         listed = "; ".join(f"{f.where}: {f.what}" for f in findings[:5])

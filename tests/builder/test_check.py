@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -244,3 +245,15 @@ def test_cuda_variants_carry_the_cpu_kernels(built: TinyKernel, new: str, messag
     built.write("build.toml", head + section + tail.replace(old, new, 1))
     open_repository(built.root)
     assert message in built.run("check").output
+
+
+def test_without_the_abi_checker(built: TinyKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An offline machine may lack `kernel-abi-check`: the other checks run, and nothing is published."""
+    monkeypatch.setitem(sys.modules, "kernel_abi_check", None)
+    result = built.run("check")
+    assert result.exit_code == 0, result.output
+    assert "The ABI was not checked" in result.output
+    (built.root / "CARD.md").write_text("# card\n")
+    result = built.run("publish", "--repo", "owner/name", "--dry-run", "--allow-dirty")
+    assert result.exit_code == 1
+    assert "pip install kernel-abi-check" in result.output

@@ -10,6 +10,7 @@ import pytest
 
 from builder.elf import read_shared_object
 from builder.errors import BuilderError
+from builder.native import resolve_native
 from builder.ninja_file import gencode_flags
 from builder.toolchain import find_toolchain
 from builder.variants import Platform, Variant
@@ -61,3 +62,23 @@ def test_gencode_flags() -> None:
 def test_capability_of_another_form(capability: str) -> None:
     with pytest.raises(BuilderError, match="is not of the form"):
         gencode_flags((capability,))
+
+
+@pytest.mark.parametrize(
+    ("devices", "capabilities"), [([(9, 0)], ("9.0",)), ([(8, 9), (12, 0), (8, 9)], ("8.9", "12.0"))]
+)
+def test_capability_of_the_gpus_here(
+    monkeypatch: pytest.MonkeyPatch, devices: list[tuple[int, int]], capabilities: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(devices))
+    monkeypatch.setattr("torch.cuda.get_device_capability", devices.__getitem__)
+    assert resolve_native(("native",)) == capabilities
+    assert resolve_native(("7.5", "native")) == ("7.5", *capabilities)
+
+
+def test_capability_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert resolve_native(("9.0",)) == ("9.0",)
+    with pytest.raises(BuilderError, match="sees no GPU here"):
+        resolve_native(("native",))
