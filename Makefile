@@ -14,9 +14,10 @@ CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 .DEFAULT_GOAL := help
 .PHONY: help venv build demo test bench check format lock clean
+.PHONY: gpu-wheels gpu-build gpu-test gpu-sanitize gpu-bench
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run build ## Build, publish to a Hub on this machine, load, train RWKV-7 and RWKV-6 (about two minutes)
 	$(BIN)/python -m examples.demo --out $(OUT) $(ARGS)
@@ -52,7 +53,56 @@ lock: $(VENV)/.run ## Compile requirements/*.in into pinned and hashed *.txt aga
 		$$name.in -o $$name.txt; done
 
 clean: ## Remove everything that make made
-	rm -rf $(VENV) .build build $(OUT) benchmarks/.compiled .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .whl .build build $(OUT) benchmarks/.compiled .pytest_cache .ruff_cache .hypothesis
+
+# --- On a machine with a GPU: its own Python and Torch, no network, no .venv. ---
+
+# Of Python 3.10 or later, with a CUDA build of Torch 2.11 or later.
+GPU_PYTHON ?= python3
+# Folder of wheels for what that Python lacks; `make gpu-wheels` fills it on a machine with a network.
+WHEELS ?= .whl
+# What to compile for: `native`, or a capability such as 9.0.
+GPU_CAPABILITY ?= native
+# Processes that share the GPU in the tests.
+GPU_JOBS ?= 8
+GPU_VARIANT := torch-stable-abi211-cu130-x86_64-linux
+GPU_SITE := .build/gpu-site
+GPU_PEERS := .build/gpu-peers
+ON_GPU = PYTHONPATH="$(CURDIR)/$(GPU_SITE)$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON)
+
+gpu-build: $(GPU_SITE)/.installed ## Build the CUDA variant for the GPU of this machine
+	@$(ON_GPU) -c 'import click, kernels, ninja, rich, torch' || { echo "$(GPU_PYTHON) lacks that module: run" \
+		"'make gpu-wheels' on a machine with a network and copy $(WHEELS)/ here, or install it." >&2; exit 1; }
+	$(ON_GPU) -m builder build --variant $(GPU_VARIANT) --capability $(GPU_CAPABILITY)
+
+gpu-test: gpu-build ## Run the operators' tests on the GPU of this machine, without a network
+	$(ON_GPU) -m tests.gpu --jobs $(GPU_JOBS) -- $(ARGS)
+
+gpu-sanitize: gpu-build ## Look for bad memory accesses, races and unwritten memory with compute-sanitizer
+	$(ON_GPU) -m tests.gpu.sanitize $(ARGS)
+
+gpu-bench: gpu-build $(GPU_PEERS)/.installed ## Time the operators on the GPU of this machine, beside other people's
+	$(ON_GPU) -m benchmarks.gpu --peers $(GPU_PEERS) $(ARGS)
+
+# Without their dependencies: what a GPU machine has is left as it is, above all its Torch.
+$(GPU_SITE)/.installed: $(wildcard $(WHEELS)/*.whl)
+$(GPU_PEERS)/.installed: $(wildcard $(WHEELS)/peers/*.whl)
+$(GPU_SITE)/.installed $(GPU_PEERS)/.installed:
+	rm -rf $(@D) && mkdir -p $(@D)
+	$(if $^,$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --target $(@D) $^)
+	@touch $@
+
+PLATFORMS := 2_28 2_27 2_24 2_17
+DOWNLOAD := download --quiet --no-deps --only-binary=:all: --implementation cp --python-version 3.12 \
+	$(PLATFORMS:%=--platform manylinux_%_x86_64) --platform manylinux2014_x86_64
+
+gpu-wheels: $(BIN)/python ## Download what a GPU machine may lack into .whl (Python 3.12), to be carried there
+	rm -f $(WHEELS)/*.whl $(WHEELS)/peers/*.whl
+	$(BIN)/pip $(DOWNLOAD) -d $(WHEELS) -r requirements/gpu.txt
+	$(BIN)/pip $(DOWNLOAD) -d $(WHEELS)/peers -r requirements/gpu-peers.txt
+	$(if $(TILELANG),$(BIN)/pip $(DOWNLOAD) -d $(WHEELS)/peers tilelang==0.1.15 apache-tvm-ffi==0.1.12 \
+		torch-c-dlpack-ext==0.1.5 z3-solver==4.15.4.0)
+	du -sh $(WHEELS)
 
 # --- The environment. A stamp for each set of requirements, so that a second run costs nothing. ---
 

@@ -36,14 +36,25 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "kernels_ci: the subset that upstream's CI runs, under a minute in all"
     )
     config.addinivalue_line("markers", "cpu_only: of what only the CPU kernels offer, such as float64")
+    config.addinivalue_line("markers", "xdist_group(name): to be run by one process, one after the other")
+    config.addinivalue_line("markers", "cuda_only: of what only CUDA has, such as streams and graphs")
+    if device_type(config) == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError(
+            f"--device {config.getoption('device')}: Torch {torch.__version__} sees no GPU here; leave the "
+            "option out to test the CPU kernels"
+        )
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)  # there is a worker per core already
 
 
+def device_type(config: pytest.Config) -> str:
+    return torch.device(config.getoption("device")).type
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if torch.device(config.getoption("device")).type == "cpu":
-        return
-    dropped = [item for item in items if item.get_closest_marker("cpu_only")]
+    """Leave out what the device does not have: deselected, not skipped."""
+    other = "cuda_only" if device_type(config) == "cpu" else "cpu_only"
+    dropped = [item for item in items if item.get_closest_marker(other)]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [item for item in items if item not in dropped]
 

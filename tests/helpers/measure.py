@@ -51,14 +51,19 @@ def output_gradients(y: Tensor, state: Tensor, seed: int) -> tuple[Tensor, Tenso
 def exact_and_plain(
     reference, operator: Operator, inputs: Mapping[str, Tensor], *, seed: int = 1, **keywords
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The reference on the inputs in float64, and the same formula in the inputs' own dtype."""
+    """The reference on the inputs in float64, and the same formula in the inputs' own dtype; both on the CPU.
+
+    It goes token by token: on a GPU its thousands of small launches would take most of the tests' time.
+    """
+    inputs = {name: x.cpu() for name, x in inputs.items()}
+    keywords = {name: x.cpu() if isinstance(x, Tensor) else x for name, x in keywords.items()}
     exact = run(reference, operator, {name: x.double() for name, x in inputs.items()}, seed=seed, **keywords)
     return exact, run(reference, operator, inputs, seed=seed, **keywords)
 
 
 def error(result: Tensor, exact: Tensor) -> float:
-    """‖result − exact‖ in float64; infinite if anything is not finite."""
-    difference = (result.double() - exact.double()).norm().item()
+    """‖result − exact‖ in float64; infinite if anything is not finite. They may be on different devices."""
+    difference = (result.cpu().double() - exact.cpu().double()).norm().item()
     return difference if difference == difference else float("inf")
 
 
@@ -76,7 +81,7 @@ def violations(
     error of plain PyTorch. In a problem that itself magnifies rounding (`ill_conditioned`), and for what
     cancels in RWKV-4, twice the error of plain PyTorch is enough.
     """
-    cancelled = (exact["grad v"] * inputs["v"].double()).norm().item()
+    cancelled = (exact["grad v"] * inputs["v"].cpu().double()).norm().item()
     lines = []
     for name, value in results.items():
         size, off = exact[name].double().norm().item(), error(value, exact[name])

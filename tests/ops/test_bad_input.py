@@ -16,7 +16,7 @@ B, T, H, N, POOL = 2, 5, 3, 16, 6
 
 
 class Bad(NamedTuple):
-    """A change to one argument, and the parts that the message must have."""
+    """A change to one argument, and the parts that the message must have; DEVICE is the tests' own."""
 
     argument: str
     change: Callable[[Tensor], Tensor]
@@ -25,6 +25,9 @@ class Bad(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.argument}-{self.label}"
+
+    def parts_on(self, device: torch.device) -> tuple[str, ...]:
+        return tuple(part.replace("DEVICE", device.type) for part in self.parts)
 
 
 def arguments(operator: Operator, device) -> dict[str, Tensor]:
@@ -58,13 +61,10 @@ def bad_tensors(operator: Operator) -> list[Bad]:
                 label = str(dtype).removeprefix("torch.")
                 parts = (f"{name} must be float32", f"got {label}")
                 cases.append(Bad(name, lambda x, dtype=dtype: x.to(dtype), parts, label))
-        parts = (
-            f"{operator.inputs[1]} must be on",
-            "meta",
-            "got cpu",
-        )  # the first tensor says where all should be
+        # The first tensor says where all should be.
+        parts = (f"{operator.inputs[1]} must be on", "meta", "got DEVICE")
         if name != operator.first:
-            parts = (f"{name} must be on", "cpu", "got meta")
+            parts = (f"{name} must be on", "DEVICE", "got meta")
         cases.append(Bad(name, lambda x: x.to("meta"), parts, "meta"))
     # All tensors of the batch but one belong to another batch: the second tensor shows it.
     second = operator.inputs[1]
@@ -72,6 +72,11 @@ def bad_tensors(operator: Operator) -> list[Bad]:
         Bad(operator.first, lambda x: x[:, :-1], (f"{second} must be", f"[{B}, {T - 1}"), "fewer_tokens")
     )
     return cases
+
+
+def read(values: list[int], parts: tuple[str, ...]):
+    """Values that only the CPU reads before it computes: on CUDA the host would have to wait for them."""
+    return pytest.param(values, parts, marks=pytest.mark.cpu_only)
 
 
 def assert_refused(parts, function, *tensors: Tensor) -> str:
@@ -100,7 +105,8 @@ def cases():
 def test_bad_tensor(kernel, device, operator, bad) -> None:
     inputs = arguments(operator, device)
     inputs[bad.argument] = bad.change(inputs[bad.argument])
-    message = assert_refused(bad.parts, lambda: call(kernel, operator, inputs), *inputs.values())
+    parts = bad.parts_on(device)
+    message = assert_refused(parts, lambda: call(kernel, operator, inputs), *inputs.values())
     assert operator.name in message
 
 
@@ -111,7 +117,7 @@ def test_bad_tensor_where_a_gradient_is_wanted(kernel, device, operator, bad) ->
     for x in inputs.values():
         if x.is_floating_point():
             x.requires_grad_()
-    assert_refused(bad.parts, lambda: call(kernel, operator, inputs))
+    assert_refused(bad.parts_on(device), lambda: call(kernel, operator, inputs))
 
 
 def pool_arguments(operator: Operator, device):
@@ -127,7 +133,7 @@ def test_bad_tensor_of_a_step(kernel, device, operator, bad) -> None:
     inputs = arguments(operator, device)
     changed = {**inputs, bad.argument: bad.change(inputs[bad.argument])}
     one_token_less = bad.argument == operator.first and bad.label == "one_dimension_less"
-    parts = () if one_token_less else tuple(part.removesuffix(" float32") for part in bad.parts)
+    parts = () if one_token_less else tuple(part.removesuffix(" float32") for part in bad.parts_on(device))
     assert_refused(
         parts, lambda: step(kernel, operator, changed, changed["state"]), *inputs.values(), *changed.values()
     )
@@ -137,10 +143,10 @@ def test_bad_tensor_of_a_step(kernel, device, operator, bad) -> None:
 @pytest.mark.parametrize(
     ("slots", "parts"),
     [
-        ([4, POOL], ("slots must lie in [0, P)", f"P = {POOL}", f"got {POOL}")),
-        ([-1, 4], ("slots must lie in [0, P)", "got -1")),
-        ([2**31 - 1, 0], ("slots must lie in [0, P)", f"got {2**31 - 1}")),
-        ([3, 3], ("slots must be distinct", "3")),
+        read([4, POOL], ("slots must lie in [0, P)", f"P = {POOL}", f"got {POOL}")),
+        read([-1, 4], ("slots must lie in [0, P)", "got -1")),
+        read([2**31 - 1, 0], ("slots must lie in [0, P)", f"got {2**31 - 1}")),
+        read([3, 3], ("slots must be distinct", "3")),
         ([1, 2, 3], ("slots must be [B] = [2]", "got [3]")),
         ([1], ("slots must be [B] = [2]", "got [1]")),
         ([[1, 2]], ("slots must be [B] = [2]", "got [1, 2]")),
@@ -249,13 +255,13 @@ def test_algorithm_of_another_device(kernel, operator) -> None:
 @pytest.mark.parametrize(
     ("cu_seqlens", "parts"),
     [
-        ([1, 3, 5], ("must start at 0", "got 1")),
-        ([-1, 3, 5], ("must start at 0", "got -1")),
-        ([0, 4, 3, 5], ("must not decrease", "4", "3")),
-        ([0, 7, 5], ("must not decrease", "7", "5")),
-        ([0, -2, 5], ("must not decrease", "-2")),
-        ([0, 3, 4], ("must end at T = 5", "got 4")),
-        ([0, 3, 6], ("must end at T = 5", "got 6")),
+        read([1, 3, 5], ("must start at 0", "got 1")),
+        read([-1, 3, 5], ("must start at 0", "got -1")),
+        read([0, 4, 3, 5], ("must not decrease", "4", "3")),
+        read([0, 7, 5], ("must not decrease", "7", "5")),
+        read([0, -2, 5], ("must not decrease", "-2")),
+        read([0, 3, 4], ("must end at T = 5", "got 4")),
+        read([0, 3, 6], ("must end at T = 5", "got 6")),
         ([0], ("[S + 1]", "got [1]")),
         ([], ("[S + 1]", "got [0]")),
         ([[0, 5]], ("[S + 1]", "got [1, 2]")),

@@ -80,7 +80,7 @@ def test_strong_decay_forgets_a_huge_state(kernel, device, operator) -> None:
         inputs["a"] = torch.zeros_like(inputs["a"])
     results = run(kernel, operator, inputs, decay="log")
     exact, _ = exact_and_plain(kernel.reference, operator, inputs, decay="log")
-    assert torch.allclose(results["final state"].double(), exact["final state"], rtol=1e-4, atol=1e-4)
+    assert torch.allclose(results["final state"].cpu().double(), exact["final state"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -142,7 +142,7 @@ def test_results_beyond_float16(kernel, device, operator) -> None:
     """y too large for float16 becomes infinity, as a conversion in PyTorch does: not a number, nor NaN."""
     inputs = make_inputs(operator, tokens=3, dtype=torch.float16, device=device)
     inputs["v"] = torch.full_like(inputs["v"], 6e4)
-    y = run(kernel, operator, inputs)["y"]
+    y = run(kernel, operator, inputs)["y"].cpu()
     exact, _ = exact_and_plain(kernel.reference, operator, inputs)
     assert y.isinf().any()
     assert not y.isnan().any()

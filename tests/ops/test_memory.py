@@ -172,15 +172,15 @@ def test_results_are_new_tensors(kernel, device, operator, tokens) -> None:
     assert not torch.equal(state, inputs["state"])
 
 
-@pytest.mark.cpu_only
+@pytest.mark.xdist_group("large memory")
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
-def test_offsets_beyond_32_bits(kernel, operator) -> None:
+def test_offsets_beyond_32_bits(kernel, device, operator) -> None:
     """Sequences more than 2^31 elements apart: only the touched pages of so large a buffer take memory."""
     gap = 2**31 + 64
-    inputs = make_inputs(operator, batch=2, tokens=3, heads=1, size=8, dtype=torch.bfloat16)
+    inputs = make_inputs(operator, batch=2, tokens=3, heads=1, size=8, dtype=torch.bfloat16, device=device)
     expected = run(kernel, operator, inputs)
     name = operator.first
-    buffer = torch.empty(gap + 1000, dtype=torch.bfloat16)
+    buffer = torch.empty(gap + 1000, dtype=torch.bfloat16, device=device)
     far = buffer.as_strided(inputs[name].shape, (gap, *inputs[name].stride()[1:]))
     far.copy_(inputs[name])
     y, state = call(kernel, operator, {**inputs, name: far})
@@ -188,17 +188,17 @@ def test_offsets_beyond_32_bits(kernel, operator) -> None:
     assert torch.equal(state, expected["final state"])
 
 
-@pytest.mark.cpu_only
+@pytest.mark.xdist_group("large memory")
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
-def test_pool_rows_beyond_32_bits(kernel, operator) -> None:
-    inputs = make_inputs(operator, batch=1, tokens=1, heads=1, size=8)
+def test_pool_rows_beyond_32_bits(kernel, device, operator) -> None:
+    inputs = make_inputs(operator, batch=1, tokens=1, heads=1, size=8, device=device)
     gap = 2**30 + 64  # of float16, more than 2^31 bytes a row; the third row lies beyond 2^31 elements
     shape = inputs["state"].shape
-    buffer = torch.empty(2 * gap + 1000, dtype=torch.float16)
+    buffer = torch.empty(2 * gap + 1000, dtype=torch.float16, device=device)
     pool = buffer.as_strided((3, *shape[1:]), (gap, *inputs["state"].stride()[1:]))
     pool[2] = inputs["state"][0]
     state = pool[2:].float()
-    y = step(kernel, operator, inputs, pool, torch.tensor([2], dtype=torch.int32))
+    y = step(kernel, operator, inputs, pool, torch.tensor([2], dtype=torch.int32, device=device))
     expected_y, expected_state = call(kernel, operator, {**inputs, "state": state})
     assert torch.equal(y, expected_y)
     assert torch.equal(pool[2:], expected_state.half())
