@@ -1,5 +1,6 @@
-// The walk that the matrix-state recurrences share, backward: blocks of tokens from the last to the first. Each
-// block's states are computed again from its checkpoint, so nothing is ever divided by a decay.
+// The walk that the matrix-state recurrences share, backward: blocks of tokens from the last to the first, and windows
+// of a few tokens from a block's last to its first. The states before each window are computed again from the block's
+// checkpoint, and those before each token from the window's, so nothing is ever divided by a decay.
 //
 // Gradients of key-side inputs (r, k, d, a, b) are sums over value rows. They are formed for one group of rows at a
 // time; the groups are added in order, by the worker that owns the head or, where a head's groups were dealt to
@@ -15,18 +16,20 @@ template <class T, int NP, int kKeys, int kSums>
 struct BackwardScratch {
   alignas(64) T v[kBlock * NP];
   T dy[kBlock * NP];
-  T dv[kBlock * NP];
-  T derivative[kBlock * NP];                           // of the decay
-  T part[kKeys][kBlock * NP];                          // key-side gradients of this group of rows
-  T total[kKeys][kBlock * NP];                         // of all groups
+  T derivative[kBlock * NP];  // of the decay
+  // Of one window:
+  T dv[kWindow * NP];
+  T part[kKeys][kWindow * NP];                         // key-side gradients of this group of rows
+  T total[kKeys][kWindow * NP];                        // of all groups
+  T history[(kWindow + 1) * Tile<T, NP>::kRows * NP];  // states of one tile before each token, and after the last
   T sums[NP / kGroupRows][kSums > 0 ? kSums : 1][NP];  // a group's sums over the tokens so far
-  T state[NP * NP];                                    // the block's checkpoint
+  T states[kBlock / kWindow][NP * NP];                 // before each window; the first is the block's checkpoint
   T grad_state[NP * NP];                               // gradient of the state after the token at hand
-  T history[(kBlock + 1) * Tile<T, NP>::kRows * NP];   // states of one tile before each token, and after the last
 };
 
-// Op gives Params, Gradients, Scratch, kKeys, kSums, prepare, load, look_ahead, tile and the finish_ steps: after a
-// group of rows, after the rows of a block, after all groups of a block, after a sequence.
+// Op gives Params, Gradients, Scratch, kKeys, kSums, keys, prepare (once a head), load (inputs of a block),
+// inputs_ahead, outputs_ahead, walk, tile and the finish_ steps: after a group of rows, after the rows of a window,
+// after all groups of a window, after a sequence.
 template <class Op, class T, int NP>
 struct BackwardWalk {
   using Params = typename Op::Params;
@@ -52,28 +55,55 @@ struct BackwardWalk {
   void leave_part(const Scratch& s, Place at, int n, int group) const {
     T* out = parts_of(at) + group * kKeys * NP;
     for (int t = 0; t < n; ++t, out += p.num_heads * split.groups * kKeys * NP)
-      for (int key = 0; key < kKeys; ++key) copy_row(s.part[key] + t * NP, out + key * NP, NP);
+      for (int key = 0; key < Op::keys(p); ++key) copy_row(s.part[key] + t * NP, out + key * NP, NP);
   }
 
   void collect_parts(Scratch& s, Place at, int n) const {
     const T* in = parts_of(at);
     for (int t = 0; t < n; ++t, in += p.num_heads * split.groups * kKeys * NP)
-      for (int key = 0; key < kKeys; ++key) {
+      for (int key = 0; key < Op::keys(p); ++key) {
         copy_row(in + key * NP, s.total[key] + t * NP, NP);
         for (int group = 1; group < split.groups; ++group)
           add_to(s.total[key] + t * NP, in + (group * kKeys + key) * NP, NP);
       }
   }
 
-  void group_of_block(Scratch& s, const Ahead& ahead, int group, int64_t last, int n) const {
+  // A tile's state before one window to that before the next.
+  static void advance(Scratch& s, int64_t row, int window) {
+    Tile<T, NP> state;
+    state.load(s.states[window] + row * NP);
+    Op::template walk<false>(s, state, row, window * kWindow, kWindow);
+    state.store(s.states[window + 1] + row * NP);
+  }
+
+  void group_of_window(Scratch& s, const Ahead& ahead, int group, int64_t last, int window, int n) const {
     constexpr int kTiles = kGroupRows / Tile<T, NP>::kRows;
     for (int key = 0; key < kKeys; ++key) fill_row(s.part[key], n * NP, T(0));
     for (int i = 0; i < kTiles; ++i) {
       const int index = group * kTiles + i;
       const int64_t row = static_cast<int64_t>(index) * Tile<T, NP>::kRows;
-      if (row < last) Op::tile(s, row, n, ahead.share(index, split.groups * kTiles));
+      if (row < last) Op::tile(s, row, window, n, ahead.share<kBackwardAhead>(index, split.groups * kTiles));
     }
-    Op::finish_group(p, s, group, n);
+    Op::finish_group(p, s, group, window * kWindow, n);
+  }
+
+  // `at` is the window's place, n its tokens.
+  void window(Scratch& s, HeadItem head, Place at, int64_t last, int window, int n, const Ahead& ahead) const {
+    const int64_t first = head.first_group * kGroupRows;
+    for (int group = head.first_group; group < head.last_group; ++group) {
+      group_of_window(s, ahead, group, last, window, n);
+      if (parts) {
+        leave_part(s, at, n, group);
+        continue;
+      }
+      for (int key = 0; key < Op::keys(p); ++key) {
+        if (group == 0) copy_row(s.part[key], s.total[key], n * NP);
+        else add_to(s.total[key], s.part[key], n * NP);
+      }
+    }
+    Op::finish_rows(s, window * kWindow, n);
+    store_tokens<NP>(g.dv, at, n, first, last, s.dv);
+    if (!parts) Op::finish_window(p, g, s, at, window * kWindow, n);
   }
 
   void block(Scratch& s, HeadItem head, Place at, int64_t begin, int64_t checkpoint, int n) const {
@@ -85,23 +115,18 @@ struct BackwardWalk {
     const int64_t first = head.first_group * kGroupRows;
     const int64_t bound = head.last_group * kGroupRows;
     const int64_t last = bound < size ? bound : size;
-    for (int64_t i = first; i < last; ++i) copy_row(saved + i * size, s.state + i * NP, size);
-    Ahead ahead;
-    if (at.token > begin) Op::look_ahead(p, g, {at.batch, at.token - kBlock, at.head}, ahead);
-    for (int group = head.first_group; group < head.last_group; ++group) {
-      group_of_block(s, ahead, group, last, n);
-      if (parts) {
-        leave_part(s, at, n, group);
-        continue;
-      }
-      for (int key = 0; key < kKeys; ++key) {
-        if (group == 0) copy_row(s.part[key], s.total[key], n * NP);
-        else add_to(s.total[key], s.part[key], n * NP);
-      }
+    for (int64_t i = first; i < last; ++i) copy_row(saved + i * size, s.states[0] + i * NP, size);
+    const int windows = (n + kWindow - 1) / kWindow;
+    for (int index = 0; index + 1 < windows; ++index)
+      for (int64_t row = first; row < last; row += Tile<T, NP>::kRows) advance(s, row, index);
+    for (int index = windows - 1; index >= 0; --index) {
+      const int64_t t = index * kWindow;
+      Ahead ahead;
+      const Place here = {at.batch, at.token + t, at.head};
+      Op::outputs_ahead(g, here, p.head_size, ahead);
+      if (at.token > begin) Op::inputs_ahead(p, g, {at.batch, here.token - kBlock, at.head}, ahead);
+      window(s, head, here, last, index, static_cast<int>(n - t < kWindow ? n - t : kWindow), ahead);
     }
-    Op::finish_rows(s, n);
-    store_tokens<NP>(g.dv, at, n, first, last, s.dv);
-    if (!parts) Op::finish_block(p, g, s, at, n);
   }
 
   void item(HeadItem head, Scratch& s) const {
@@ -111,7 +136,7 @@ struct BackwardWalk {
     const int64_t first = head.first_group * kGroupRows;
     const int64_t bound = head.last_group * kGroupRows;
     // Rows and columns past the head size stay zero.
-    fill_row(s.state, NP * NP, T(0));
+    fill_row(s.states[0], NP * NP, T(0));
     load_state<NP>(g.grad_final_state, head.sequence, head.head, first, bound < NP ? bound : NP, size, s.grad_state);
     fill_row(&s.sums[0][0][0], sizeof(s.sums) / sizeof(T), T(0));
     Op::prepare(p, head.head, s);
@@ -138,8 +163,12 @@ struct BackwardWalk {
       const int n = static_cast<int>(length - t < kBlock ? length - t : kBlock);
       const Place at = {p.sequences.batch(sequence), p.sequences.begin(sequence) + t, head};
       Op::load(p, at, n, s);
-      collect_parts(s, at, n);
-      Op::finish_block(p, g, s, at, n);
+      for (int w = 0; w < n; w += kWindow) {
+        const Place here = {at.batch, at.token + w, head};
+        const int count = n - w < kWindow ? n - w : kWindow;
+        collect_parts(s, here, count);
+        Op::finish_window(p, g, s, here, w, count);
+      }
     }
   }
 

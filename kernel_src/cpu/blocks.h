@@ -7,7 +7,16 @@
 
 namespace flash_rwkv::cpu::FLASH_RWKV_ISA {
 
+// Tokens between two saved states, whose inputs backward holds at once.
 constexpr int kBlock = static_cast<int>(kCheckpointTokens);
+
+// Tokens whose inputs all tiles read in turn: few enough to stay in the first-level cache.
+constexpr int kForwardBlock = 16;
+
+// Tokens of a block that backward takes at a time, with their states and sums in the first-level cache. Where a tile
+// overflows the registers its arithmetic weighs more than the second-level cache, and longer windows repeat less.
+constexpr int kWindow = Vec<float>::kRegisters == 32 ? 8 : 32;
+static_assert(kBlock % kForwardBlock == 0 && kBlock % kWindow == 0);
 
 // Value rows that one worker may take alone. Sums over rows are formed a group at a time and the groups added in
 // order, so they do not depend on which workers took which groups.
@@ -77,6 +86,10 @@ struct Tile {
   }
 };
 
+// Lines that each tile fetches a token: sixteen tiles of a head then cover all rows.
+constexpr int kForwardAhead = 2;
+constexpr int kBackwardAhead = 4;
+
 // Rows of the next block, fetched a line at a time while this block computes. A token's row of one head is a few
 // lines in a page of its own, out of reach of the processor's own prefetcher.
 class Ahead {
@@ -93,9 +106,9 @@ class Ahead {
     }
   }
 
-  // What one tile fetches: lines first, first + stride, … of the row, for each of its tokens.
+  // What one tile fetches, at most kLines a token: lines first, first + stride, … of the row, for each of its tokens.
+  template <int kLines>
   struct Share {
-    static constexpr int kLines = 2;
     const char* line[kLines];
     int64_t step[kLines];
 
@@ -104,9 +117,10 @@ class Ahead {
     }
   };
 
-  Share share(int tile, int tiles) const {
-    Share share;
-    for (int i = 0; i < Share::kLines; ++i) {
+  template <int kLines>
+  Share<kLines> share(int tile, int tiles) const {
+    Share<kLines> share;
+    for (int i = 0; i < kLines; ++i) {
       // Where there is no line left, one that is at hand: an address without a page would cost a walk every time.
       const int index = tile + i * tiles;
       const bool wanted = index < count_;
@@ -139,6 +153,7 @@ FLASH_RWKV_INLINE void add_to(T* sum, const T* part, int64_t count) {
 template <int NP, class T>
 FLASH_RWKV_INLINE void add_scaled(T* sum, const T* x, T scale) {
   const Vec<T> factor = Vec<T>::fill(scale);
+#pragma GCC unroll 16
   for (int i = 0; i < NP; i += Vec<T>::kLanes) fma(Vec<T>::load(x + i), factor, Vec<T>::load(sum + i)).store(sum + i);
 }
 

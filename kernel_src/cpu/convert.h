@@ -157,9 +157,32 @@ struct Place {
   int64_t batch, token, head;
 };
 
+// Whether rows lie as the compute type stores them.
+template <class T>
+FLASH_RWKV_INLINE bool is_plain(const View& view) {
+  constexpr DType kCompute = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
+  return view.data != nullptr && view.dtype == kCompute && view.stride[3] == 1;
+}
+
+template <class T>
+FLASH_RWKV_INLINE T* plain_row(const View& view, Place at) {
+  return static_cast<T*>(view.data) + at.batch * view.stride[0] + at.token * view.stride[1] + at.head * view.stride[2];
+}
+
+template <int NP, class T>
+FLASH_RWKV_INLINE void copy_vectors(const T* source, T* out) {
+#pragma GCC unroll 16
+  for (int i = 0; i < NP; i += Vec<T>::kLanes) Vec<T>::load(source + i).store(out + i);
+}
+
 // out[t][0, NP) = the tokens' rows, zeros in the padding [n, NP) and everywhere if the tensor is absent.
 template <int NP, class T>
 void load_tokens(const View& view, Place at, int64_t tokens, int64_t n, T* out) {
+  if (n == NP && is_plain<T>(view)) {
+    const T* row = plain_row<T>(view, at);
+    for (int64_t t = 0; t < tokens; ++t, row += view.stride[1], out += NP) copy_vectors<NP>(row, out);
+    return;
+  }
   for (int64_t t = 0; t < tokens; ++t, out += NP) {
     if (view.data == nullptr) {
       fill_row(out, NP, T(0));
@@ -174,6 +197,11 @@ void load_tokens(const View& view, Place at, int64_t tokens, int64_t n, T* out) 
 // Columns [first, last) of the tokens' rows.
 template <int NP, class T>
 void store_tokens(const View& view, Place at, int64_t tokens, int64_t first, int64_t last, const T* source) {
+  if (first == 0 && last == NP && is_plain<T>(view)) {
+    T* row = plain_row<T>(view, at);
+    for (int64_t t = 0; t < tokens; ++t, row += view.stride[1], source += NP) copy_vectors<NP>(source, row);
+    return;
+  }
   for (int64_t t = 0; t < tokens; ++t, source += NP) {
     const int64_t offset = at.batch * view.stride[0] + (at.token + t) * view.stride[1] + at.head * view.stride[2];
     store_row(view, offset + first * view.stride[3], view.stride[3], last - first, source + first);

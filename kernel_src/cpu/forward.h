@@ -33,19 +33,21 @@ struct ForwardWalk {
     if (!in_place) load_state<NP>(p.state, slot, head.head, first, bound < NP ? bound : NP, size, s.rows);
     Op::prepare(p, head.head, s);
     int64_t checkpoint = p.sequences.first_checkpoint(head.sequence);
-    for (int64_t t = 0; t < length; t += kBlock, ++checkpoint) {
-      const int n = static_cast<int>(length - t < kBlock ? length - t : kBlock);
+    for (int64_t t = 0; t < length; t += kForwardBlock) {
+      const int n = static_cast<int>(length - t < kForwardBlock ? length - t : kForwardBlock);
       const Place at = {p.sequences.batch(head.sequence), begin + t, head.head};
-      if (p.checkpoints) {
-        T* saved = static_cast<T*>(p.checkpoints) + (checkpoint * p.num_heads + head.head) * size * size;
+      if (p.checkpoints && t % kCheckpointTokens == 0) {
+        T* saved = static_cast<T*>(p.checkpoints) + (checkpoint++ * p.num_heads + head.head) * size * size;
         for (int64_t i = first; i < last; ++i) copy_row(s.rows + i * NP, saved + i * size, size);
       }
       Op::load(p, at, n, s);
       Ahead ahead;
-      if (t + kBlock < length) Op::look_ahead(p, {at.batch, at.token + kBlock, at.head}, ahead);
+      if (t + kForwardBlock < length) Op::look_ahead(p, {at.batch, at.token + kForwardBlock, at.head}, ahead);
       constexpr int kRows = Tile<T, NP>::kRows;
       for (int64_t row = first; row < last; row += kRows)
-        Op::tile(s, row, n, ahead.share(static_cast<int>(row - first) / kRows, static_cast<int>(last - first) / kRows));
+        Op::tile(
+            s, row, n,
+            ahead.share<kForwardAhead>(static_cast<int>(row - first) / kRows, static_cast<int>(last - first) / kRows));
       Op::finish(s, n);
       store_tokens<NP>(p.y, at, n, first, last, s.y);
     }

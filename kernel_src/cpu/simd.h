@@ -53,7 +53,6 @@ FLASH_RWKV_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return {_mm512_ma
 FLASH_RWKV_INLINE Vec<float> select_less(Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.x, b.x, _CMP_LT_OQ), d.x, c.x)};
 }
-FLASH_RWKV_INLINE Vec<float> round(Vec<float> a) { return {_mm512_roundscale_ps(a.x, 8)}; }
 FLASH_RWKV_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> n) { return {_mm512_scalef_ps(a.x, n.x)}; }
 
 // c + (a if the sign bit of `sign` is set, else 0)
@@ -109,7 +108,6 @@ FLASH_RWKV_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return {_mm256_ma
 FLASH_RWKV_INLINE Vec<float> select_less(Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d) {
   return {_mm256_blendv_ps(d.x, c.x, _mm256_cmp_ps(a.x, b.x, _CMP_LT_OQ))};
 }
-FLASH_RWKV_INLINE Vec<float> round(Vec<float> a) { return {_mm256_round_ps(a.x, 8)}; }
 // In two steps, so that results below the normal range come out right. |n| <= 250.
 FLASH_RWKV_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> n) {
   const __m256i whole = _mm256_cvtps_epi32(n.x);
@@ -223,8 +221,47 @@ FLASH_RWKV_INLINE __m256d fold(Vec<double> a) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// Steps of sums over rows: the halves, then the quarters of a vector are added, and those of two share one.
+FLASH_RWKV_INLINE __m512 add_halves(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+}
+FLASH_RWKV_INLINE __m512 add_quarters(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+// Quarter i of the result holds what is left to add of row i.
+FLASH_RWKV_INLINE __m512 quarters_of_four(const Vec<float>* rows) {
+  return add_quarters(add_halves(rows[0].x, rows[1].x), add_halves(rows[2].x, rows[3].x));
+}
+FLASH_RWKV_INLINE void sum_four(const Vec<float>* rows, float* out) {
+  const __m512 four = quarters_of_four(rows);
+  const __m512 pairs = _mm512_add_ps(_mm512_shuffle_ps(four, four, 0x88), _mm512_shuffle_ps(four, four, 0xdd));
+  const __m512 sums = _mm512_add_ps(pairs, _mm512_shuffle_ps(pairs, pairs, 0xb1));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+  _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(order, sums)));
+}
+FLASH_RWKV_INLINE void sum_eight(const Vec<float>* a, const Vec<float>* b, float* out_a, float* out_b) {
+  const __m512 first = quarters_of_four(a);
+  const __m512 second = quarters_of_four(b);
+  const __m512 pairs = _mm512_add_ps(_mm512_shuffle_ps(first, second, 0x88), _mm512_shuffle_ps(first, second, 0xdd));
+  const __m512 sums = _mm512_add_ps(pairs, _mm512_shuffle_ps(pairs, pairs, 0xb1));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m512 sorted = _mm512_permutexvar_ps(order, sums);
+  _mm_storeu_ps(out_a, _mm512_castps512_ps128(sorted));
+  _mm_storeu_ps(out_b, _mm512_extractf32x4_ps(sorted, 1));
+}
+#endif
+
 template <int R>
 FLASH_RWKV_INLINE void sum_rows(const Vec<float> (&rows)[R], float* out) {
+#if defined(__AVX512F__)
+  if constexpr (R % 4 == 0) {
+    int i = 0;
+    for (; i + 8 <= R; i += 8) sum_eight(rows + i, rows + i + 4, out + i, out + i + 4);
+    for (; i < R; i += 4) sum_four(rows + i, out + i);
+    return;
+  }
+#endif
   if constexpr (R % 4 == 0) {
     for (int i = 0; i < R; i += 4) {
       const __m256 low = _mm256_hadd_ps(fold(rows[i]), fold(rows[i + 1]));
@@ -261,6 +298,26 @@ FLASH_RWKV_INLINE void sum_rows(const Vec<T> (&rows)[R], T* out) {
 
 #endif
 
+// sum_rows of both, with the same bits.
+template <class T, int R>
+FLASH_RWKV_INLINE void sum_rows(const Vec<T> (&a)[R], const Vec<T> (&b)[R], T* out_a, T* out_b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4 && R % 4 == 0) {
+    for (int i = 0; i < R; i += 4) sum_eight(a + i, b + i, out_a + i, out_b + i);
+    return;
+  }
+#endif
+  sum_rows(a, out_a);
+  sum_rows(b, out_b);
+}
+
+// Has the values read back from memory, as operands of the instructions that spread them: a shuffle each would compete
+// with the arithmetic.
+template <class T, int R>
+FLASH_RWKV_INLINE void keep_in_memory(T (&values)[R]) {
+  asm("" : "+m"(values));
+}
+
 template <class T>
 FLASH_RWKV_INLINE T sum_lanes(Vec<T> a) {
   const Vec<T> rows[1] = {a};
@@ -270,20 +327,23 @@ FLASH_RWKV_INLINE T sum_lanes(Vec<T> a) {
 }
 
 // e^x and e^x - 1, both from one reduction. Single precision within about 1 unit in the last place (of either), gradual
-// underflow, infinities and NaN as in libm.
+// underflow, infinities and NaN as in libm. kSmall: x is at most 88, or NaN.
 template <class T>
 struct Exponential {
   Vec<T> value;
   Vec<T> minus_one;
 };
 
-template <class T>
+template <bool kSmall = false, class T>
 FLASH_RWKV_INLINE Exponential<T> exponential(Vec<T> x) {
 #if defined(__AVX2__)
   if constexpr (sizeof(T) == 4) {
     const Vec<T> one = Vec<T>::fill(1.0f);
-    const Vec<T> bounded = min(Vec<T>::fill(100.0f), max(Vec<T>::fill(-110.0f), x));
-    const Vec<T> n = round(bounded * Vec<T>::fill(1.44269504088896341f));
+    const Vec<T> above = max(Vec<T>::fill(-110.0f), x);
+    const Vec<T> bounded = kSmall ? above : min(Vec<T>::fill(100.0f), above);
+    // Adding 1.5 · 2^23 rounds to a whole number.
+    const Vec<T> whole = Vec<T>::fill(12582912.0f);
+    const Vec<T> n = fma(bounded, Vec<T>::fill(1.44269504088896341f), whole) - whole;
     // ln 2 in two parts: the product of n and the first is exact.
     Vec<T> f = fma(n, Vec<T>::fill(-0.693359375f), bounded);
     f = fma(n, Vec<T>::fill(2.12194440e-4f), f);
@@ -296,7 +356,7 @@ FLASH_RWKV_INLINE Exponential<T> exponential(Vec<T> x) {
     p = fma(p, f, Vec<T>::fill(0.5f));
     p = fma(p * f, f, f);  // e^f - 1, no digit lost for small f
     const Vec<T> power = scale_by_power_of_two(one, n);
-    return {scale_by_power_of_two(one + p, n), fma(power, p, power - one)};
+    return {kSmall ? fma(power, p, power) : scale_by_power_of_two(one + p, n), fma(power, p, power - one)};
   }
 #endif
   T value[Vec<T>::kLanes], minus_one[Vec<T>::kLanes];
@@ -313,9 +373,9 @@ FLASH_RWKV_INLINE Exponential<T> exponential(Vec<T> x) {
   return {Vec<T>::load(value), Vec<T>::load(minus_one)};
 }
 
-template <class T>
+template <bool kSmall = false, class T>
 FLASH_RWKV_INLINE Vec<T> exp(Vec<T> x) {
-  return exponential(x).value;
+  return exponential<kSmall>(x).value;
 }
 
 }  // namespace flash_rwkv::cpu::FLASH_RWKV_ISA

@@ -11,13 +11,13 @@
 namespace flash_rwkv::cpu::FLASH_RWKV_ISA {
 
 // Inputs of one block, shared by both directions.
-template <class T, int NP>
+template <class T, int NP, int kTokens>
 struct Wkv7Inputs {
-  alignas(64) T r[kBlock * NP];
-  T d[kBlock * NP];  // as a retention, see decay.h
-  T k[kBlock * NP];
-  T a[kBlock * NP];
-  T b[kBlock * NP];
+  alignas(64) T r[kTokens * NP];
+  T d[kTokens * NP];  // as a retention, see decay.h
+  T k[kTokens * NP];
+  T a[kTokens * NP];
+  T b[kTokens * NP];
 
   void load(const Wkv7Params& p, Place at, int n, T* derivative) {
     load_tokens<NP>(p.r, at, n, p.head_size, r);
@@ -52,9 +52,9 @@ struct Wkv7Forward {
   static constexpr int NV = Tile<T, NP>::kVectors;
 
   struct Scratch {
-    Wkv7Inputs<T, NP> in;
-    T v[kBlock * NP];
-    T y[kBlock * NP];
+    Wkv7Inputs<T, NP, kForwardBlock> in;
+    T v[kForwardBlock * NP];
+    T y[kForwardBlock * NP];
     T state[NP * NP];
     T* rows;  // of the state: `state`, or the caller's memory
   };
@@ -71,32 +71,38 @@ struct Wkv7Forward {
     for (const View* view : views) ahead.add(*view, at, p.head_size);
   }
 
-  static void tile(Scratch& s, int64_t row, int n, Ahead::Share ahead) {
+  static void tile(Scratch& s, int64_t row, int n, Ahead::Share<kForwardAhead> ahead) {
     Tile<T, NP> state;
     state.load(s.rows + row * NP);
+    // The sum with a of the next token is taken beside y, so that both are reduced at once.
+    T sa[R];
+    wkv7_state_times_a(state, s.in.a, sa);
     for (int t = 0; t < n; ++t) {
       ahead.fetch(t);
       const int at = t * NP;
+      const int next = t + 1 < n ? at + NP : at;
       const T* v = s.v + at + row;
-      T sa[R];
-      wkv7_state_times_a(state, s.in.a + at, sa);
-      Vec<T> y[R];
+      Vec<T> y[R], sum[R];
       clear(y);
+      clear(sum);
 #pragma GCC unroll 16
       for (int c = 0; c < NV; ++c) {
         const Vec<T> rc = Vec<T>::load(s.in.r + at + c * L);
         const Vec<T> dc = Vec<T>::load(s.in.d + at + c * L);
         const Vec<T> kc = Vec<T>::load(s.in.k + at + c * L);
         const Vec<T> bc = Vec<T>::load(s.in.b + at + c * L);
+        const Vec<T> ac = Vec<T>::load(s.in.a + next + c * L);
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) {
           // sa comes last: the rest need not wait for the sum over the row.
           const Vec<T> kept = retain(dc, state.x[i][c], kc * Vec<T>::fill(v[i]));
           state.x[i][c] = fma(Vec<T>::fill(sa[i]), bc, kept);
           y[i] = fma(state.x[i][c], rc, y[i]);
+          sum[i] = fma(state.x[i][c], ac, sum[i]);
         }
       }
-      sum_rows(y, s.y + at + row);
+      sum_rows(y, sum, s.y + at + row, sa);
+      keep_in_memory(sa);
     }
     state.store(s.rows + row * NP);
   }
@@ -113,40 +119,47 @@ struct Wkv7Backward {
   static constexpr int R = Tile<T, NP>::kRows;
   static constexpr int L = Tile<T, NP>::kLanes;
   static constexpr int NV = Tile<T, NP>::kVectors;
+  static int keys(const Params&) { return kKeys; }
   static constexpr int kKeys = 5;
   static constexpr int kSums = 0;
   enum Key { kR, kK, kA, kB, kD };
 
   struct Scratch : BackwardScratch<T, NP, kKeys, kSums> {
-    Wkv7Inputs<T, NP> in;
-    T sa[kBlock * R];  // of the tile at hand
+    Wkv7Inputs<T, NP, kBlock> in;
+    T sa[kWindow * R];  // of the tile at hand
   };
 
   static void prepare(const Params&, int64_t, Scratch&) {}
 
   static void load(const Params& p, Place at, int n, Scratch& s) { s.in.load(p, at, n, s.derivative); }
 
-  static void look_ahead(const Params& p, const Gradients& g, Place at, Ahead& ahead) {
-    const View* const views[] = {&p.r,  &p.w,  &p.k,  &p.v,  &p.a,  &p.b, &g.grad_y,
-                                 &g.dr, &g.dw, &g.dk, &g.dv, &g.da, &g.db};
+  static void inputs_ahead(const Params& p, const Gradients& g, Place at, Ahead& ahead) {
+    const View* const views[] = {&p.r, &p.w, &p.k, &p.v, &p.a, &p.b, &g.grad_y};
     for (const View* view : views) ahead.add(*view, at, p.head_size);
   }
 
-  // history[t] = the tile's state before token t, history[n] = after the last
-  static void recompute(Scratch& s, int64_t row, int n) {
-    Tile<T, NP> state;
-    state.load(s.state + row * NP);
+  static void outputs_ahead(const Gradients& g, Place at, int64_t size, Ahead& ahead) {
+    const View* const views[] = {&g.dr, &g.dw, &g.dk, &g.dv, &g.da, &g.db};
+    for (const View* view : views) ahead.add(*view, at, size);
+  }
+
+  // The tile's state through n tokens from `begin` on. kKeep: history[t] = the state before each, history[n] = after
+  // the last, sa[t] = what the state before gives with a.
+  template <bool kKeep>
+  static FLASH_RWKV_INLINE void walk(Scratch& s, Tile<T, NP>& state, int64_t row, int begin, int n) {
     for (int t = 0; t < n; ++t) {
-      state.store(s.history + t * R * NP);
-      const T* v = s.v + t * NP + row;
-      T* sa = s.sa + t * R;
-      wkv7_state_times_a(state, s.in.a + t * NP, sa);
+      if constexpr (kKeep) state.store(s.history + t * R * NP);
+      const int in = (begin + t) * NP;
+      const T* v = s.v + in + row;
+      T sa[R];
+      wkv7_state_times_a(state, s.in.a + in, sa);
+      keep_in_memory(sa);
+      if constexpr (kKeep) copy_row(sa, s.sa + t * R, R);
 #pragma GCC unroll 16
       for (int c = 0; c < NV; ++c) {
-        const int at = t * NP + c * L;
-        const Vec<T> dc = Vec<T>::load(s.in.d + at);
-        const Vec<T> kc = Vec<T>::load(s.in.k + at);
-        const Vec<T> bc = Vec<T>::load(s.in.b + at);
+        const Vec<T> dc = Vec<T>::load(s.in.d + in + c * L);
+        const Vec<T> kc = Vec<T>::load(s.in.k + in + c * L);
+        const Vec<T> bc = Vec<T>::load(s.in.b + in + c * L);
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) {
           const Vec<T> kept = retain(dc, state.x[i][c], kc * Vec<T>::fill(v[i]));
@@ -154,20 +167,23 @@ struct Wkv7Backward {
         }
       }
     }
-    state.store(s.history + n * R * NP);
+    if constexpr (kKeep) state.store(s.history + n * R * NP);
   }
 
   // With G the gradient of the state after token t, first G_ij += dy_i r_j, then with S the state before it
   //   dr_j += S'_ij dy_i (S' after), dv_i = G_ij k_j, dk_j += G_ij v_i, db_j += G_ij sa_i, dd_j += G_ij S_ij,
   //   dsa_i = G_ij b_j, da_j += dsa_i S_ij, and G_ij = d_j G_ij + dsa_i a_j is the gradient of S.
-  static void tile(Scratch& s, int64_t row, int n, Ahead::Share ahead) {
-    recompute(s, row, n);
+  static void tile(Scratch& s, int64_t row, int window, int n, Ahead::Share<kBackwardAhead> ahead) {
+    Tile<T, NP> state;
+    state.load(s.states[window] + row * NP);
+    walk<true>(s, state, row, window * kWindow, n);
     Tile<T, NP> grad;
     grad.load(s.grad_state + row * NP);
     for (int t = n - 1; t >= 0; --t) {
       ahead.fetch(t);
-      const T* v = s.v + t * NP + row;
-      const T* dy = s.dy + t * NP + row;
+      const int in = (window * kWindow + t) * NP;
+      const T* v = s.v + in + row;
+      const T* dy = s.dy + in + row;
       const T* sa = s.sa + t * R;
       const T* before = s.history + t * R * NP;
       const T* after = before + R * NP;
@@ -177,9 +193,9 @@ struct Wkv7Backward {
 #pragma GCC unroll 16
       for (int c = 0; c < NV; ++c) {
         const int at = t * NP + c * L;
-        const Vec<T> rc = Vec<T>::load(s.in.r + at);
-        const Vec<T> kc = Vec<T>::load(s.in.k + at);
-        const Vec<T> bc = Vec<T>::load(s.in.b + at);
+        const Vec<T> rc = Vec<T>::load(s.in.r + in + c * L);
+        const Vec<T> kc = Vec<T>::load(s.in.k + in + c * L);
+        const Vec<T> bc = Vec<T>::load(s.in.b + in + c * L);
         Vec<T> dr = Vec<T>::load(s.part[kR] + at);
         Vec<T> dk = Vec<T>::load(s.part[kK] + at);
         Vec<T> db = Vec<T>::load(s.part[kB] + at);
@@ -201,14 +217,14 @@ struct Wkv7Backward {
         db.store(s.part[kB] + at);
         dd.store(s.part[kD] + at);
       }
-      sum_rows(dv, s.dv + t * NP + row);
       T dsa[R];
-      sum_rows(sum, dsa);
+      sum_rows(dv, sum, s.dv + t * NP + row, dsa);
+      keep_in_memory(dsa);
 #pragma GCC unroll 16
       for (int c = 0; c < NV; ++c) {
         const int at = t * NP + c * L;
-        const Vec<T> ac = Vec<T>::load(s.in.a + at);
-        const Vec<T> dc = Vec<T>::load(s.in.d + at);
+        const Vec<T> ac = Vec<T>::load(s.in.a + in + c * L);
+        const Vec<T> dc = Vec<T>::load(s.in.d + in + c * L);
         Vec<T> da = Vec<T>::load(s.part[kA] + at);
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) {
@@ -222,12 +238,12 @@ struct Wkv7Backward {
     grad.store(s.grad_state + row * NP);
   }
 
-  static void finish_group(const Params&, Scratch&, int, int) {}
+  static void finish_group(const Params&, Scratch&, int, int, int) {}
 
-  static void finish_rows(Scratch&, int) {}
+  static void finish_rows(Scratch&, int, int) {}
 
-  static void finish_block(const Params& p, const Gradients& g, Scratch& s, Place at, int n) {
-    multiply_by(s.total[kD], s.derivative, n * NP);
+  static void finish_window(const Params& p, const Gradients& g, Scratch& s, Place at, int begin, int n) {
+    multiply_by(s.total[kD], s.derivative + begin * NP, n * NP);
     store_tokens<NP>(g.dr, at, n, 0, p.head_size, s.total[kR]);
     store_tokens<NP>(g.dw, at, n, 0, p.head_size, s.total[kD]);
     store_tokens<NP>(g.dk, at, n, 0, p.head_size, s.total[kK]);
