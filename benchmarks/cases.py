@@ -12,6 +12,9 @@ from torch.nn import functional
 
 OPERATORS = ("wkv4", "wkv5", "wkv6", "wkv7")
 
+# RWKV-7's log decay lies between 0 and -e^(-1/2).
+WKV7_FASTEST = 0.6065306597126334
+
 
 @dataclass(frozen=True)
 class Case:
@@ -19,7 +22,7 @@ class Case:
 
     Attributes:
         operator: `"wkv4"` to `"wkv7"`.
-        inputs: by name, in the operator's order; float32.
+        inputs: by name, in the operator's order.
         decay: the option of that name, as the operators default to; None for wkv4.
     """
 
@@ -47,9 +50,29 @@ class Case:
 
     def some_heads(self, count: int) -> Case:
         """The first heads only, on which no other has any influence; of wkv4 that many times 64 channels."""
+        return self.map(lambda x: self.of_heads(x, 0, count))
+
+    def of_heads(self, x: Tensor, start: int, end: int) -> Tensor:
+        """The part of an input, of y or of one of their gradients that belongs to heads start … end - 1."""
+        return x[..., start * 64 : end * 64] if self.operator == "wkv4" else x[..., start:end, :]
+
+    def state_of_heads(self, state: Tensor, start: int, end: int) -> Tensor:
+        """The same of a state."""
+        return state[..., start * 64 : end * 64] if self.operator == "wkv4" else state[:, start:end]
+
+    @property
+    def heads(self) -> int:
+        """How many `of_heads` counts."""
+        return self.inputs["k"].shape[-1] // 64 if self.operator == "wkv4" else self.inputs["k"].shape[-2]
+
+    def empty_state(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Before the first token of every sequence."""
+        k = self.inputs["k"]
         if self.operator == "wkv4":
-            return self.map(lambda x: x[..., : count * 64])
-        return self.map(lambda x: x[..., :count, :])
+            state = k.new_zeros(k.shape[0], 3, k.shape[-1], dtype=dtype)
+            state[:, 2] = -1e38 if dtype == torch.float32 else torch.finfo(dtype).min
+            return state
+        return k.new_zeros(k.shape[0], *k.shape[-2:], k.shape[-1], dtype=dtype)
 
     def first_token(self) -> Case:
         """One token a sequence, as the decode steps take it."""
@@ -57,14 +80,29 @@ class Case:
         return self.map(lambda x: x[:, 0].contiguous() if x.ndim == wide else x)
 
 
-def make_case(operator: str, batch: int, tokens: int, heads: int, size: int = 64, seed: int = 0) -> Case:
-    """Random inputs with decays from slow to fast and, for wkv7, a normalised key direction."""
-    generator = torch.Generator().manual_seed(seed)
+def make_case(
+    operator: str,
+    batch: int,
+    tokens: int,
+    heads: int,
+    size: int = 64,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Case:
+    """Random inputs: decays from slow to fast; for wkv7 in its range, with a normalised key direction."""
+    generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator, device=device)
 
-    per_token, per_head = (batch, tokens, heads, size), (heads, size)
+    return _random_case(operator, (batch, tokens, heads, size), normal).map(lambda x: x.to(dtype))
+
+
+def _random_case(operator: str, per_token: tuple[int, ...], normal: Callable[..., Tensor]) -> Case:
+    batch, tokens, heads, size = per_token
+    per_head = (heads, size)
     if operator == "wkv4":
         channels = heads * size
         k, v = normal(2, batch, tokens, channels)
@@ -76,5 +114,5 @@ def make_case(operator: str, batch: int, tokens: int, heads: int, size: int = 64
         return Case(operator, dict(r=r, k=k, v=v, w=normal(*per_token) - 2, u=normal(*per_head)), "exp")
     direction = functional.normalize(normal(*per_token), dim=-1)
     gate = torch.sigmoid(normal(*per_token))
-    w = -(normal(*per_token) - 2).exp()
+    w = -WKV7_FASTEST * torch.sigmoid(normal(*per_token))
     return Case(operator, dict(r=r, w=w, k=k, v=v, a=-direction, b=direction * gate), "log")

@@ -20,11 +20,16 @@ RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 QUIET = 0.05
 
 
-def describe(kernel: ModuleType) -> dict[str, str | int | float | bool | None]:
-    """Commit and whether the tree differs from it, the build, processor, threads and versions."""
+def describe(kernel: ModuleType, commit: str | None = None) -> dict[str, str | int | float | bool | None]:
+    """Commit and whether the tree differs from it, the build, processor, threads and versions.
+
+    Args:
+        kernel: the one that is measured.
+        commit: what the tree holds, where Git cannot tell; whether anything differs is not known then.
+    """
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": commit or _git("rev-parse", "HEAD"),
+        "dirty": None if commit else bool(_git("status", "--porcelain", "--untracked-files=no")),
         "build": kernel.__name__,
         "cpu": cpu_model(),
         "instruction_set": kernel.cpu_isa(),
@@ -32,6 +37,20 @@ def describe(kernel: ModuleType) -> dict[str, str | int | float | bool | None]:
         "torch": torch.__version__,
         "kernels": metadata.version("kernels"),
         "python": platform.python_version(),
+    }
+
+
+def describe_gpu(device: torch.device) -> dict[str, str | None]:
+    """Name, driver, versions of CUDA and Triton; of a CPU, on which the benchmark can be tried, its name."""
+    if device.type != "cuda":
+        return {"gpu": cpu_model(), "driver": None, "cuda": torch.version.cuda, "triton": None}
+    return {
+        "gpu": torch.cuda.get_device_name(device),
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition(
+            "\n"
+        )[0],
+        "cuda": torch.version.cuda,
+        "triton": metadata.version("triton"),
     }
 
 
@@ -87,5 +106,13 @@ def _own_seconds() -> float:
 
 
 def _git(*arguments: str) -> str:
-    result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return _output("git", *arguments)
+
+
+def _output(*command: str) -> str:
+    """What a command prints; "unknown" if it fails."""
+    try:
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
     return result.stdout.strip() if result.returncode == 0 else "unknown"

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from types import ModuleType
 
 import torch
-from torch import Tensor
 
 from benchmarks.accuracy import errors, relative_error
 from benchmarks.baseline import Baseline, baselines
@@ -90,19 +89,8 @@ def _forward_backward(kernel: ModuleType, case: Case) -> Callable[[], object]:
 def _step(kernel: ModuleType, case: Case) -> Callable[[], object]:
     operator = getattr(kernel, f"{case.operator}_step_")
     inputs = list(case.inputs.values())
-    state = _empty_state(case)
+    state = case.empty_state()
     return lambda: operator(*inputs, state, **case.options)
-
-
-def _empty_state(case: Case) -> Tensor:
-    """Of one token a sequence."""
-    if case.operator == "wkv4":
-        batch, channels = case.inputs["k"].shape
-        state = torch.zeros(batch, 3, channels)
-        state[:, 2] = -1e38
-        return state
-    batch, heads, size = case.inputs["k"].shape
-    return torch.zeros(batch, heads, size, size)
 
 
 def _baseline_error(kernel: ModuleType, case: Case, loops: list[Baseline]) -> float:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.report`: puts measured results into README.md, as a table and a picture."""
+"""`python -m benchmarks.report`: puts measured results into README.md, as tables and pictures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+from benchmarks.gpu import report as gpu
 from benchmarks.machine import RESULTS, ROOT, disturbed
 
 BEGIN = "<!-- benchmarks: written by `python -m benchmarks.report`, do not edit -->"
@@ -21,18 +22,20 @@ PICTURE = ROOT / "docs" / "images" / "cpu.png"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the README's section and its picture, or with --check only compare the section."""
+    """Write the README's sections and their pictures, or with --check only compare the sections."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report",
-        description="Write the results of `python -m benchmarks.cpu` into the README, between its markers.",
+        description="Write the results of `python -m benchmarks.cpu` and of `python -m benchmarks.gpu` into "
+        "the README, between its markers.",
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if the README is stale"
     )
     options = parser.parse_args(arguments)
-    results = load(RESULTS)
+    results, of_gpus = load(RESULTS), load_gpus(RESULTS.parent)
     text = README.read_text()
     fresh = insert(text, section(results))
+    fresh = insert(fresh, "\n\n".join(map(gpu.section, of_gpus)), gpu.BEGIN, gpu.END)
     if options.check:
         if fresh != text:
             print(
@@ -41,10 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
             )
         return int(fresh != text)
     README.write_text(fresh)
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
     plot(results, PICTURE)
-    print(f"wrote {README.relative_to(ROOT)} and {PICTURE.relative_to(ROOT)}")
+    pictures = [PICTURE, *(path for each in of_gpus for path in gpu.plot(each, PICTURE.parent))]
+    print(f"wrote {', '.join(str(path.relative_to(ROOT)) for path in (README, *pictures))}")
     return 0
+
+
+def load_gpus(folder: Path) -> list[list[dict]]:
+    """The results of every GPU that there are any of, the CPU's left out."""
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and path != RESULTS)
+    return [results for results in map(gpu.load, folders) if results]
 
 
 def load(folder: Path) -> list[dict]:
@@ -65,12 +74,13 @@ def load(folder: Path) -> list[dict]:
     return results
 
 
-def insert(text: str, section: str) -> str:
+def insert(text: str, section: str, begin: str = BEGIN, end: str = END) -> str:
     """`text` with `section` between the markers, of which there must be one each."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"README.md must have one line {BEGIN!r} and one line {END!r}")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{section}\n{END}{rest.split(END)[1]}"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"README.md must have one line {begin!r} and one line {end!r}")
+    before, rest = text.split(begin)
+    section = f"{section}\n" if section else ""
+    return f"{before}{begin}\n{section}{end}{rest.split(end)[1]}"
 
 
 def section(results: list[dict]) -> str:

@@ -1,0 +1,1 @@
+"""`python -m benchmarks.gpu`: the operators on a GPU, beside other people's kernels."""

@@ -1,0 +1,123 @@
+"""`python -m benchmarks.gpu`: the operators on a GPU beside other people's, with errors, floors and bars."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks.cases import OPERATORS
+from benchmarks.cpu import load_kernel
+from benchmarks.gpu import decode, forward_backward
+from benchmarks.gpu.bars import bars, missed
+from benchmarks.gpu.gate import wrong
+from benchmarks.gpu.shapes import QUICK_SHAPES, QUICK_STEPS, SHAPES, STEPS
+from benchmarks.gpu.slug import slug
+from benchmarks.gpu.table import print_results
+from benchmarks.gpu.timing import Stopwatch
+from benchmarks.machine import RESULTS, ROOT, describe, describe_gpu
+from benchmarks.stamp import outcome
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check, measure, print and write; 1 if a bar is missed, 2 if the kernel is wrong."""
+    options = parse(arguments)
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit(
+            f"Torch {torch.__version__} at {torch.__path__[0]} sees no GPU here (`nvidia-smi` lists them)."
+        )
+    if options.peers:
+        sys.path.append(str(options.peers.resolve()))
+    # Off a terminal rich assumes 80 columns, too few for the tables.
+    console = Console() if Console().is_terminal else Console(width=160)
+    kernel = load_kernel(options.kernel)
+    console.print(f"{kernel.__name__}: accuracy", highlight=False)
+    if lines := wrong(kernel, device, options.only):
+        console.print("\n".join(lines), style="red", markup=False, highlight=False)
+        console.print("No time is measured of a kernel that is wrong.")
+        return 2
+    watch = Stopwatch(device)
+    copy_rate = watch.copy_rate()
+    machine = {
+        **describe(kernel, options.commit),
+        **describe_gpu(device),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "tests": outcome(kernel.__name__),
+    }
+    console.print(
+        f"{machine['gpu']}, copies at {copy_rate / 1e12:.2f} TB/s, tests {machine['tests']}", highlight=False
+    )
+    limit = options.peer_seconds if options.peers else None
+    results = []
+    for operator in options.only:
+        measured = [kernel, watch, copy_rate, limit, lambda line: console.print(line, highlight=False)]
+        rows, steps = measure(operator, options.quick, *measured)
+        results.append({"machine": machine, "operator": operator, "rows": rows, "steps": steps})
+    # Once more at the end: a card that has slowed down meanwhile shows.
+    machine["copy_tb_s"] = [rate / 1e12 for rate in (copy_rate, watch.copy_rate())]
+    folder = options.out or RESULTS.parent / slug(machine["gpu"])
+    folder.mkdir(parents=True, exist_ok=True)
+    for result in results:
+        result["bars"] = bars(result)
+        path = folder / f"{result['operator']}.json"
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print_results(console, results)
+    console.print(f"written to {folder}/*.json; `python -m benchmarks.report` puts them into the README")
+    return int(any(missed(result) for result in results))
+
+
+def measure(operator, quick, kernel, watch, copy_rate, limit, say) -> tuple[list[dict], list[dict]]:
+    """Rows of forward and backward, and rows of the decode step, of one operator."""
+    shapes, steps = (QUICK_SHAPES, QUICK_STEPS) if quick else (SHAPES, STEPS)
+    each = [kernel, watch, copy_rate, limit, say]
+
+    def with_shape(measure_one, shape) -> dict:
+        row = measure_one(each[0], shape, *each[1:])
+        if watch.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return row
+
+    return (
+        [with_shape(forward_backward.measure, shape) for shape in shapes if shape.operator == operator],
+        [with_shape(decode.measure, shape) for shape in steps if shape.operator == operator],
+    )
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description="Time forward, forward + backward and the decode step of each operator on a GPU, beside "
+        "other people's kernels where they are installed. Exit status 1 if a bar is missed, 2 if the kernel "
+        "is wrong. Needs a build: `make gpu-bench` makes it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="OPERATOR", default=list(OPERATORS), help="which to time"
+    )
+    parser.add_argument("--quick", action="store_true", help="small shapes, for a first look")
+    parser.add_argument(
+        "--peers", type=Path, metavar="DIR", help="folder of other people's packages; none: ours alone"
+    )
+    parser.add_argument("--no-peers", dest="peers", action="store_const", const=None, help="ours alone")
+    parser.add_argument(
+        "--peer-seconds", type=float, default=120, help="for a peer to compile and tune itself"
+    )
+    parser.add_argument("--commit", metavar="SHA", help="what the tree holds, where Git cannot tell")
+    parser.add_argument("--device", default="cuda", help="cpu, to try the benchmark itself out")
+    parser.add_argument("--kernel", type=Path, default=ROOT, help="folder that holds build/ or variants")
+    parser.add_argument("--out", type=Path, help="folder for the results  (default: that of the GPU)")
+    options = parser.parse_args(arguments)
+    for name in options.only:
+        if name not in OPERATORS:
+            parser.error(f"OPERATOR must be one of {', '.join(OPERATORS)}, got {name!r}")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""What is promised of one NVIDIA H200, and of errors anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+PROMISED_ON = "H200"
+EXACT = 1e-5  # of float32
+TIMES_PLAIN = 2.0  # of the low-precision dtypes: over the same formula in plain PyTorch
+
+
+@dataclass(frozen=True)
+class TimeBar:
+    """The longest that one of our rows may take, in its own unit."""
+
+    operator: str
+    shape: dict[str, int | str]  # what identifies the row
+    column: str  # "forward", "forward_backward", "graph_us" or "eager_us"
+    at_most: float
+
+
+_LARGE, _SMALL = {"B": 8, "T": 4096}, {"B": 1, "T": 4096}
+TIME_BARS = (
+    TimeBar("wkv7", _LARGE, "forward", 3.5),
+    TimeBar("wkv7", _LARGE, "forward_backward", 12.0),
+    TimeBar("wkv6", _LARGE, "forward", 3.5),
+    TimeBar("wkv6", _LARGE, "forward_backward", 14.0),
+    TimeBar("wkv4", _LARGE, "forward", 1.5),
+    TimeBar("wkv4", _LARGE, "forward_backward", 4.0),
+    TimeBar("wkv4", _SMALL, "forward", 0.6),
+    TimeBar("wkv7", {"B": 512, "state": "fp32"}, "graph_us", 280.0),
+    TimeBar("wkv7", {"B": 512, "state": "fp16"}, "graph_us", 145.0),
+    TimeBar("wkv7", {"B": 64, "state": "fp32"}, "graph_us", 40.0),
+    TimeBar("wkv7", {"B": 1, "state": "fp32"}, "graph_us", 5.0),
+    TimeBar("wkv7", {"B": 1, "state": "fp32"}, "eager_us", 15.0),
+)
+
+
+def bars(result: dict) -> list[dict]:
+    """Each promise that concerns an operator's result: `name`, `value`, `bar`, `holds`, `enforced`.
+
+    Times are promised of one kind of GPU: on others they are shown, and nothing fails.
+    """
+    enforced = PROMISED_ON in result["machine"]["gpu"]
+    rows = [*result["rows"], *result["steps"]]
+    found = [
+        {"name": name, "value": value, "bar": bar, "holds": bool(value <= bar), "enforced": enforced}
+        for time in TIME_BARS
+        if time.operator == result["operator"]
+        for row in rows
+        if time.shape.items() <= row["shape"].items()
+        for name, value, bar in _time(time, row)
+    ]
+    for row in rows:
+        for name, value, bar in _errors(row):
+            holds = bool(value <= bar)
+            found.append({"name": name, "value": value, "bar": bar, "holds": holds, "enforced": True})
+    return found
+
+
+def missed(result: dict) -> list[dict]:
+    """The bars that make a run fail."""
+    return [bar for bar in result["bars"] if bar["enforced"] and not bar["holds"]]
+
+
+def label(shape: dict) -> str:
+    """`B8 T4096 H64 N64 bf16`."""
+    return " ".join(
+        f"{k}{v}" if k in "BTHNC" else f"{v}{' state' if k == 'state' else ''}" for k, v in shape.items()
+    )
+
+
+def _time(bar: TimeBar, row: dict) -> Iterator[tuple[str, float, float]]:
+    own = row["contestants"][0]
+    if bar.column in own.get("ms", {}):
+        what = bar.column.replace("_", " + ")
+        yield f"{what}, ms, {label(row['shape'])}", own["ms"][bar.column]["median"], bar.at_most
+    elif bar.column in own:
+        what = bar.column.removesuffix("_us")
+        yield f"step, {what}, µs, {label(row['shape'])}", own[bar.column]["median"], bar.at_most
+
+
+def _errors(row: dict) -> Iterator[tuple[str, float, float]]:
+    for what, value in row["contestants"][0]["errors"].items():
+        exact = row["shape"].get("dtype") == "fp32" or (what == "state" and row["shape"]["state"] == "fp32")
+        # Where plain PyTorch happens to be exact, float32's own rounding remains.
+        bar = EXACT if exact else max(TIMES_PLAIN * row["plain_errors"][what], EXACT)
+        yield f"error, {what}, {label(row['shape'])}", value, bar

@@ -1,0 +1,140 @@
+"""Forward and backward of one shape: ours and the peers' in turns, with errors, bytes and the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from benchmarks.accuracy import Results, reference_results, worst_errors
+from benchmarks.cases import Case, make_case
+from benchmarks.gpu.contestants import Contestant, ours
+from benchmarks.gpu.limit import message, time_limit
+from benchmarks.gpu.peers import Peer, peers_of
+from benchmarks.gpu.shapes import Shape, dtype_name
+from benchmarks.gpu.timing import Stopwatch, Time
+
+SECONDS = 2.0  # for the rounds of a shape
+ROUNDS = range(10, 61)
+
+
+def measure(
+    kernel: ModuleType,
+    shape: Shape,
+    watch: Stopwatch,
+    copy_rate: float,
+    peer_limit: float | None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict:
+    """Everything about one shape, ready for JSON.
+
+    Args:
+        kernel, shape, watch: what is measured, and with which clock.
+        copy_rate: bytes a second that a copy moves, for the floor.
+        peer_limit: seconds that a peer may take to get ready; None: no peers.
+        say: told what goes on.
+    """
+    case = make_case(
+        shape.operator, shape.batch, shape.tokens, shape.heads, dtype=shape.dtype, device=watch.device
+    )
+    generator = torch.Generator(watch.device).manual_seed(1)
+    like = case.inputs["v"]
+    grad_y = torch.randn(like.shape, generator=generator, device=like.device).to(like.dtype)
+    ready = {"flash-rwkv": (own := ours(kernel, case))}
+    results, failed = {"flash-rwkv": own.results(grad_y)}, {}
+    for name, peer in (peers_of(shape.operator) if peer_limit else {}).items():
+        say(f"{shape.operator} {shape}: preparing {name}")
+        try:
+            with time_limit(peer_limit):
+                ready[name], results[name] = _prepare(peer, case, grad_y)
+        except Exception as error:  # whatever it is, it belongs into the table
+            failed[name] = message(error)
+    say(f"{shape.operator} {shape}: errors")
+    expected = {
+        id(each): [
+            (head, reference_results(kernel.reference, each, grad_y, head, torch.float64))
+            for head in error_heads(case)
+        ]
+        for each in {id(one.case): one.case for one in ready.values()}.values()
+    }
+    errors = {
+        name: worst_errors(one.case, results.pop(name), expected[id(one.case)]) for name, one in ready.items()
+    }
+    plain = _plain_errors(kernel, case, grad_y, expected[id(case)])
+    expected.clear()
+    say(f"{shape.operator} {shape}: timing")
+    times = _times(ready, grad_y, watch)
+    moved = moved_bytes(case)
+    return {
+        "shape": {**case.shape, "dtype": dtype_name(shape.dtype)},
+        "decay": case.decay,
+        "bytes": moved,
+        "floor_ms": {what: count / copy_rate * 1e3 for what, count in moved.items()},
+        "plain_errors": plain,
+        "contestants": [_row(name, times[name], errors[name], moved, copy_rate) for name in ready]
+        + [{"name": name, "failed": why} for name, why in failed.items()],
+    }
+
+
+def error_heads(case: Case) -> list[int]:
+    """Those that errors are measured on: the first and the last."""
+    return sorted({0, case.heads - 1})
+
+
+def moved_bytes(case: Case) -> dict[str, int]:
+    """The least that must move: each input read once and each output written once, by each pass."""
+
+    def size(tensors: list[Tensor]) -> int:
+        return sum(x.numel() * x.element_size() for x in tensors)
+
+    inputs = list(case.inputs.values())
+    y = [case.inputs["v"]]
+    forward = size(inputs) + size(y)
+    backward = size(inputs) + size(y) + size(inputs)  # inputs and y's gradient read, gradients written
+    return {"forward": forward, "forward_backward": forward + backward}
+
+
+def _prepare(peer: Peer, case: Case, grad_y: Tensor) -> tuple[Contestant, Results]:
+    contestant = peer(case)
+    results = contestant.results(grad_y)
+    if case.inputs["v"].is_cuda:
+        torch.cuda.synchronize()
+    return contestant, results
+
+
+def _plain_errors(
+    kernel: ModuleType, case: Case, grad_y: Tensor, expected: list[tuple[int, Results]]
+) -> dict:
+    """Of the same formula in plain PyTorch, on the inputs' own dtype: the worst over the same heads."""
+    worst: dict[str, float] = {"forward": 0.0, "backward": 0.0}
+    for head, exact in expected:
+        results = reference_results(kernel.reference, case, grad_y, head)
+        part = case.map(lambda x, head=head: case.of_heads(x, head, head + 1))
+        for what, error in worst_errors(part, results, [(0, exact)]).items():
+            worst[what] = max(worst[what], error)
+    return worst
+
+
+def _times(ready: dict[str, Contestant], grad_y: Tensor, watch: Stopwatch) -> dict[str, dict[str, Time]]:
+    forward = {name: one.forward for name, one in ready.items()}
+    both = {name: one.training_step(grad_y) for name, one in ready.items() if one.trains}
+    times: dict[str, dict[str, Time]] = {name: {} for name in ready}
+    for what, runs in (("forward", forward), ("forward_backward", both)):
+        once = sum(time.median for time in watch.turns(runs, rounds=2, warm=1).values())
+        rounds = min(max(int(SECONDS / once), ROUNDS.start), ROUNDS.stop - 1)
+        for name, time in watch.turns(runs, rounds).items():
+            times[name][what] = time
+    return times
+
+
+def _row(name: str, times: dict[str, Time], errors: dict, moved: dict[str, int], copy_rate: float) -> dict:
+    return {
+        "name": name,
+        "ms": {
+            what: {key: value * 1e3 for key, value in time.json().items()} for what, time in times.items()
+        },
+        "of_copy_rate": {what: moved[what] / time.median / copy_rate for what, time in times.items()},
+        "errors": errors,
+    }
