@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -154,3 +159,29 @@ def test_upstream_benchmark_verifies(kernel: ModuleType) -> None:
         getattr(benchmark, f"benchmark_{workload}")()
         expected = getattr(benchmark, f"verify_{workload}")()
         assert relative_error(benchmark.out, expected) < 1e-5, workload
+
+
+def test_kernels_benchmark_finds_and_runs_it(kernel_path: Path, tmp_path: Path) -> None:
+    """`kernels benchmark .` in a checkout: every workload runs and agrees with its reference."""
+    (tmp_path / "build").symlink_to(kernel_path / "build")
+    (tmp_path / "benchmarks").mkdir()
+    shutil.copy(ROOT / "benchmarks" / "benchmark_wkv.py", tmp_path / "benchmarks")
+    command = [
+        Path(sys.executable).with_name("kernels"),
+        "benchmark",
+        ".",
+        "--iterations",
+        "1",
+        "--warmup",
+        "0",
+    ]
+    done = subprocess.run(
+        [*command, "--output", "results.json"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"wkv\d_\w+ +│ +1 │", done.stdout + done.stderr)) == 8
+    assert (tmp_path / "results.json").is_file()
