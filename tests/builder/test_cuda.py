@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -12,20 +11,7 @@ from builder.elf import read_shared_object
 from builder.errors import BuilderError
 from builder.native import resolve_native
 from builder.ninja_file import gencode_flags
-from builder.toolchain import find_toolchain
-from builder.variants import Platform, Variant
-from tests.builder.tiny_kernel import CUDA_VARIANT, TinyKernel
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def toolkit() -> str:
-    """`toolkit` where the CUDA variant can be built, else `no toolkit`: the name of the parametrised test."""
-    try:
-        find_toolchain(Variant(Platform("cuda", "x86_64", cuda="13.0"), "2.11"))
-    except BuilderError:
-        return "no toolkit"
-    return "toolkit"
+from tests.builder.tiny_kernel import CUDA_VARIANT, TinyKernel, toolkit
 
 
 @pytest.mark.parametrize("machine", [toolkit()])

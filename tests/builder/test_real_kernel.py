@@ -19,6 +19,7 @@ from builder.cli import main
 from builder.config import Repository, open_repository
 from builder.elf import read_shared_object
 from builder.variants import known_variants
+from tests.builder.tiny_kernel import CUDA_VARIANT, toolkit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,3 +124,41 @@ def test_every_instruction_set_is_in_the_module(variant: Path) -> None:
 def test_variant_loads(variant: Path) -> None:
     kernel = get_local_kernel(ROOT / "build")
     assert {"wkv4", "wkv5", "wkv6", "wkv7"} <= set(kernel.__all__)
+
+
+@pytest.fixture(scope="module")
+def mirror(repository: Repository) -> Path:
+    """The same sources in a folder of their own, which keeps its objects: build/ stays as it is."""
+    root = ROOT / ".build" / "cuda-test"
+    root.mkdir(parents=True, exist_ok=True)
+    for name in repository.inputs():
+        if not (root / name).is_symlink():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).symlink_to(ROOT / name)
+    return root
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("machine", [toolkit()])
+def test_cuda_variant_compiles_where_no_gpu_is(mirror: Path, machine: str) -> None:
+    """For one capability, and as the rules want it. Running it takes a GPU: `make gpu-test`."""
+    arguments = ["build", "--variant", CUDA_VARIANT, "--capability", "9.0"]
+    result = CliRunner().invoke(main, ["--root", str(mirror), *arguments])
+    if machine == "no toolkit":
+        assert result.exit_code == 1
+        assert "CUDA 13.0" in result.output
+        return
+    assert result.exit_code == 0, result.output[-5000:]
+    checked = CliRunner().invoke(main, ["--root", str(mirror), "check"])
+    assert checked.exit_code == 0, checked.output
+    variant = mirror / "build" / CUDA_VARIANT
+    (module,) = variant.glob("*.so")
+    shared = read_shared_object(module)
+    assert {"libtorch_cpu.so", "libtorch_cuda.so", "libcudart.so.13"} <= set(shared.needed)
+    assert "aoti_torch_get_current_cuda_stream" in shared.unversioned_imports
+    metadata = json.loads((variant / "metadata.json").read_text())
+    assert metadata["backend"] == {"type": "cuda", "archs": ["9.0"]}
+    symbols = subprocess.run(["nm", "--demangle", str(module)], capture_output=True, text=True).stdout
+    for operator in ("wkv4", "wkv6", "wkv7"):
+        for kind in ("forward", "backward", "step"):
+            assert f"flash_rwkv::cuda::{operator}_{kind}(" in symbols

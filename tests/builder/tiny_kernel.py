@@ -10,6 +10,9 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from builder.cli import main
+from builder.errors import BuilderError
+from builder.toolchain import find_toolchain
+from builder.variants import Platform, Variant
 
 CPU_VARIANT = "torch-stable-abi211-cpu-x86_64-linux"
 CUDA_VARIANT = "torch-stable-abi211-cu130-x86_64-linux"
@@ -213,3 +216,12 @@ class TinyKernel:
         """The compiled module, of which there must be exactly one."""
         (path,) = self.variant(name).glob("*.so")
         return path
+
+
+def toolkit() -> str:
+    """`toolkit` where the CUDA variant can be built, else `no toolkit`: the name of the parametrised test."""
+    try:
+        find_toolchain(Variant(Platform("cuda", "x86_64", cuda="13.0"), "2.11"))
+    except BuilderError:
+        return "no toolkit"
+    return "toolkit"
