@@ -35,14 +35,15 @@ def pool_of(operator: Operator, inputs: dict[str, Tensor], dtype=torch.float32) 
     return pool.to(inputs["state"].device, dtype)
 
 
-def delayed(stream: torch.cuda.Stream, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def delayed(stream: torch.cuda.Stream, *groups: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """Inputs that are NaN until the stream, after a pause, gets to copying the right values."""
-    late = {name: torch.full_like(x, torch.nan) for name, x in inputs.items()}
+    late = [{name: torch.full_like(x, torch.nan) for name, x in inputs.items()} for inputs in groups]
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(BUSY_CYCLES)
-        for name, x in inputs.items():
-            late[name].copy_(x, non_blocking=True)
+        for given, inputs in zip(late, groups, strict=True):
+            for name, x in inputs.items():
+                given[name].copy_(x, non_blocking=True)
     return late
 
 
@@ -55,10 +56,10 @@ def test_current_stream(kernel, device, operator) -> None:
     expected, expected_pool = run(kernel, operator, inputs), pool.clone()
     expected_y = step(kernel, operator, token, expected_pool, slots)
     stream = torch.cuda.Stream(device)
-    late, late_token = delayed(stream, inputs), delayed(stream, token)
+    late, late_token = delayed(stream, inputs, token)
     with torch.cuda.stream(stream):
-        results = run(kernel, operator, late)
         y = step(kernel, operator, late_token, pool, slots)
+        results = run(kernel, operator, late)
     stream.synchronize()
     for name, value in expected.items():
         assert torch.equal(results[name], value), name
