@@ -106,7 +106,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--no-peers", dest="peers", action="store_const", const=None, help="ours alone")
     parser.add_argument(
-        "--peer-seconds", type=float, default=120, help="for a peer to compile and tune itself"
+        "--peer-seconds", type=float, default=180, help="for a peer to compile and tune itself"
     )
     parser.add_argument("--commit", metavar="SHA", help="what the tree holds, where Git cannot tell")
     parser.add_argument("--device", default="cuda", help="cpu, to try the benchmark itself out")
