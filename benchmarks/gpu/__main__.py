@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from benchmarks.cpu import load_kernel
 from benchmarks.gpu import decode, forward_backward
 from benchmarks.gpu.bars import bars, missed
 from benchmarks.gpu.gate import wrong
+from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.shapes import QUICK_SHAPES, QUICK_STEPS, SHAPES, STEPS
 from benchmarks.gpu.slug import slug
 from benchmarks.gpu.table import print_results
@@ -49,44 +51,55 @@ def main(arguments: list[str] | None = None) -> int:
         **describe_gpu(device),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "tests": outcome(kernel.__name__),
+        "copy_tb_s": [copy_rate / 1e12],
     }
     console.print(
         f"{machine['gpu']}, copies at {copy_rate / 1e12:.2f} TB/s, tests {machine['tests']}", highlight=False
     )
     limit = options.peer_seconds if options.peers else None
+    setting = Setting(kernel, watch, copy_rate, limit, lambda line: console.print(line, highlight=False))
+    folder = options.out or default_folder(machine["gpu"], options.quick or device.type != "cuda")
+    folder.mkdir(parents=True, exist_ok=True)
     results = []
     for operator in options.only:
-        measured = [kernel, watch, copy_rate, limit, lambda line: console.print(line, highlight=False)]
-        rows, steps = measure(operator, options.quick, *measured)
-        results.append({"machine": machine, "operator": operator, "rows": rows, "steps": steps})
-    # Once more at the end: a card that has slowed down meanwhile shows.
-    machine["copy_tb_s"] = [rate / 1e12 for rate in (copy_rate, watch.copy_rate())]
-    folder = options.out or RESULTS.parent / slug(machine["gpu"])
-    folder.mkdir(parents=True, exist_ok=True)
-    for result in results:
-        result["bars"] = bars(result)
-        path = folder / f"{result['operator']}.json"
-        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        for result in measured(setting, operator, options.quick):
+            # Written after each shape: a run that is cut off leaves what it had.
+            result = {"machine": machine, "operator": operator, **result}
+            result["bars"] = bars(result)
+            write(folder, result)
+        # Once more: a card that has slowed down meanwhile shows.
+        machine["copy_tb_s"].append(watch.copy_rate() / 1e12)
+        write(folder, result)
+        results.append(result)
     print_results(console, results)
     console.print(f"written to {folder}/*.json; `python -m benchmarks.report` puts them into the README")
     return int(any(missed(result) for result in results))
 
 
-def measure(operator, quick, kernel, watch, copy_rate, limit, say) -> tuple[list[dict], list[dict]]:
-    """Rows of forward and backward, and rows of the decode step, of one operator."""
+def measured(setting: Setting, operator: str, quick: bool) -> Iterator[dict[str, list[dict]]]:
+    """Rows of forward and backward, and rows of the decode step, after each shape that adds one."""
     shapes, steps = (QUICK_SHAPES, QUICK_STEPS) if quick else (SHAPES, STEPS)
-    each = [kernel, watch, copy_rate, limit, say]
+    result: dict[str, list[dict]] = {"rows": [], "steps": []}
+    for rows, measure, found in (
+        (result["rows"], forward_backward.measure, shapes),
+        (result["steps"], decode.measure, steps),
+    ):
+        for shape in found:
+            if shape.operator == operator:
+                rows.append(measure(setting, shape))
+                if setting.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                yield result
 
-    def with_shape(measure_one, shape) -> dict:
-        row = measure_one(each[0], shape, *each[1:])
-        if watch.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return row
 
-    return (
-        [with_shape(forward_backward.measure, shape) for shape in shapes if shape.operator == operator],
-        [with_shape(decode.measure, shape) for shape in steps if shape.operator == operator],
-    )
+def write(folder: Path, result: dict) -> None:
+    path = folder / f"{result['operator']}.json"
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def default_folder(gpu: str, trial: bool) -> Path:
+    """Where the report looks for a GPU's results; those of a trial are not for it."""
+    return ROOT / ".build" / "gpu-bench-trial" if trial else RESULTS.parent / slug(gpu)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -13,6 +13,7 @@ from benchmarks.accuracy import relative_error
 from benchmarks.cases import Case, make_case
 from benchmarks.gpu.limit import message, time_limit
 from benchmarks.gpu.peers import StepPeer, step_peers_of
+from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.shapes import BF16, StepShape, dtype_name
 from benchmarks.gpu.timing import Stopwatch
 
@@ -20,39 +21,33 @@ from benchmarks.gpu.timing import Stopwatch
 MOST_LAYERS = 64
 STEPS_OF_ERRORS = 4  # from an empty state
 CALLS = 200
+CPU_CACHE = 2**20
 
 
-def measure(
-    kernel: ModuleType,
-    shape: StepShape,
-    watch: Stopwatch,
-    copy_rate: float,
-    peer_limit: float | None,
-    say: Callable[[str], None] = lambda line: None,
-) -> dict:
-    """Everything about one shape, ready for JSON; arguments as of `forward_backward.measure`."""
-    case = make_case(
-        shape.operator, shape.batch, 1, shape.heads, dtype=BF16, device=watch.device
-    ).first_token()
+def measure(setting: Setting, shape: StepShape) -> dict:
+    """Everything about one shape, ready for JSON."""
+    case = make_case(shape.operator, shape.batch, 1, shape.heads, dtype=BF16, device=setting.device)
+    case = case.first_token()
     moved = moved_bytes(case, shape.pool_dtype)
-    row = {
-        "shape": {**step_shape(case), "state": dtype_name(shape.pool_dtype)},
-        "bytes": moved,
-        "floor_us": moved / copy_rate * 1e6,
-        "plain_errors": _plain_errors(kernel, case, shape.pool_dtype),
-    }
-    say(f"{shape.operator}_step_ {shape}")
-    own = _measured(kernel, _ours(kernel), case, shape, watch, copy_rate, own=True)
-    contestants = [{"name": "flash-rwkv", **own, "op_us": _op_alone(kernel, case, shape, watch)}]
-    for name, peer in (step_peers_of(shape.operator, shape.pool_dtype) if peer_limit else {}).items():
-        say(f"{shape.operator}_step_ {shape}: {name}")
+    setting.say(f"{shape.operator}_step_ {shape}")
+    own = _measured(setting, _ours(setting.kernel), case, shape.pool_dtype, own=True)
+    contestants = [{"name": "flash-rwkv", **own, "op_us": _op_alone(setting, case, shape.pool_dtype)}]
+    peers = step_peers_of(shape.operator, shape.pool_dtype) if setting.peer_limit else {}
+    for name, peer in peers.items():
+        setting.say(f"{shape.operator}_step_ {shape}: {name}")
         try:
-            with time_limit(peer_limit), torch.no_grad():
+            with time_limit(setting.peer_limit), torch.no_grad():
                 peer(case, case.empty_state(shape.pool_dtype))[1]()  # compiles and tunes itself
-            contestants.append({"name": name, **_measured(kernel, peer, case, shape, watch, copy_rate)})
+            contestants.append({"name": name, **_measured(setting, peer, case, shape.pool_dtype)})
         except Exception as error:  # whatever it is, it belongs into the table
             contestants.append({"name": name, "failed": message(error)})
-    return {**row, "contestants": contestants}
+    return {
+        "shape": {**step_shape(case), "state": dtype_name(shape.pool_dtype)},
+        "bytes": moved,
+        "floor_us": moved / setting.copy_rate * 1e6,
+        "plain_errors": _plain_errors(setting.kernel, case, shape.pool_dtype),
+        "contestants": contestants,
+    }
 
 
 def step_shape(case: Case) -> dict[str, int]:
@@ -76,23 +71,17 @@ def _ours(kernel: ModuleType) -> StepPeer:
 
 
 def _measured(
-    kernel: ModuleType,
-    peer: StepPeer,
-    case: Case,
-    shape: StepShape,
-    watch: Stopwatch,
-    copy_rate: float,
-    own: bool = False,
+    setting: Setting, peer: StepPeer, case: Case, pool_dtype: torch.dtype, own: bool = False
 ) -> dict:
     with torch.no_grad():
-        errors = _errors(kernel, peer, case, shape.pool_dtype, own)
-        eager = watch.from_the_host(peer(case, case.empty_state(shape.pool_dtype))[1], CALLS)
-        graph = _in_a_graph(peer, case, shape.pool_dtype, watch)
-    moved = moved_bytes(case, shape.pool_dtype)
+        errors = _errors(setting.kernel, peer, case, pool_dtype, own)
+        eager = setting.watch.from_the_host(peer(case, case.empty_state(pool_dtype))[1], CALLS)
+        graph = _in_a_graph(peer, case, pool_dtype, setting.watch)
+    moved = moved_bytes(case, pool_dtype)
     return {
         "graph_us": {key: value * 1e6 for key, value in graph.items()},
         "eager_us": {key: value * 1e6 for key, value in eager.json().items()},
-        "of_copy_rate": moved / graph["median"] / copy_rate,
+        "of_copy_rate": moved / graph["median"] / setting.copy_rate,
         "errors": errors,
     }
 
@@ -100,16 +89,16 @@ def _measured(
 def _in_a_graph(peer: StepPeer, case: Case, pool_dtype: torch.dtype, watch: Stopwatch) -> dict[str, float]:
     """Seconds of a step among those of other layers, captured together; on the CPU they are just called."""
     state = case.empty_state(pool_dtype)
-    cache = (
-        2**20 if watch.device.type == "cpu" else torch.cuda.get_device_properties(watch.device).L2_cache_size
-    )
+    cache = CPU_CACHE
+    if watch.device.type == "cuda":
+        cache = torch.cuda.get_device_properties(watch.device).L2_cache_size
     layers = min(MOST_LAYERS, 4 + 2 * cache // (state.numel() * state.element_size()))
-    steps = [peer(case, torch.empty_like(state).copy_(state))[1] for _ in range(layers)]
+    steps = [peer(case, state.clone())[1] for _ in range(layers)]
 
     def all_layers() -> list[Tensor]:
         return [step() for step in steps]
 
-    if watch.device.type == "cpu":
+    if watch.device.type != "cuda":
         time = watch.turns({"step": all_layers}, rounds=5)["step"]
     else:
         stream = torch.cuda.Stream(watch.device)
@@ -124,14 +113,14 @@ def _in_a_graph(peer: StepPeer, case: Case, pool_dtype: torch.dtype, watch: Stop
     return {key: value / layers for key, value in time.json().items()}
 
 
-def _op_alone(kernel: ModuleType, case: Case, shape: StepShape, watch: Stopwatch) -> dict[str, float]:
+def _op_alone(setting: Setting, case: Case, pool_dtype: torch.dtype) -> dict[str, float]:
     """Microseconds of the registered op, without what the public function does around it."""
-    ops = sys.modules[f"{kernel.__name__}._ops"].ops
+    ops = sys.modules[f"{setting.kernel.__name__}._ops"].ops
     op = getattr(ops, f"{case.operator}_step_").default
     options = () if case.decay is None else (("log", "exp", "sigmoid").index(case.decay),)
-    arguments = (*case.inputs.values(), case.empty_state(shape.pool_dtype), None, *options)
+    arguments = (*case.inputs.values(), case.empty_state(pool_dtype), None, *options)
     with torch.no_grad():
-        time = watch.from_the_host(lambda: op(*arguments), CALLS)
+        time = setting.watch.from_the_host(lambda: op(*arguments), CALLS)
     return {key: value * 1e6 for key, value in time.json().items()}
 
 

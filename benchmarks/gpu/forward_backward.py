@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -13,6 +12,7 @@ from benchmarks.cases import Case, make_case
 from benchmarks.gpu.contestants import Contestant, ours
 from benchmarks.gpu.limit import message, time_limit
 from benchmarks.gpu.peers import Peer, peers_of
+from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.shapes import Shape, dtype_name
 from benchmarks.gpu.timing import Stopwatch, Time
 
@@ -20,41 +20,26 @@ SECONDS = 2.0  # for the rounds of a shape
 ROUNDS = range(10, 61)
 
 
-def measure(
-    kernel: ModuleType,
-    shape: Shape,
-    watch: Stopwatch,
-    copy_rate: float,
-    peer_limit: float | None,
-    say: Callable[[str], None] = lambda line: None,
-) -> dict:
-    """Everything about one shape, ready for JSON.
-
-    Args:
-        kernel, shape, watch: what is measured, and with which clock.
-        copy_rate: bytes a second that a copy moves, for the floor.
-        peer_limit: seconds that a peer may take to get ready; None: no peers.
-        say: told what goes on.
-    """
-    case = make_case(
-        shape.operator, shape.batch, shape.tokens, shape.heads, dtype=shape.dtype, device=watch.device
-    )
-    generator = torch.Generator(watch.device).manual_seed(1)
+def measure(setting: Setting, shape: Shape) -> dict:
+    """Everything about one shape, ready for JSON."""
+    device, reference = setting.device, setting.kernel.reference
+    case = make_case(shape.operator, shape.batch, shape.tokens, shape.heads, dtype=shape.dtype, device=device)
+    generator = torch.Generator(device).manual_seed(1)
     like = case.inputs["v"]
-    grad_y = torch.randn(like.shape, generator=generator, device=like.device).to(like.dtype)
-    ready = {"flash-rwkv": (own := ours(kernel, case))}
+    grad_y = torch.randn(like.shape, generator=generator, device=device).to(like.dtype)
+    ready = {"flash-rwkv": (own := ours(setting.kernel, case))}
     results, failed = {"flash-rwkv": own.results(grad_y)}, {}
-    for name, peer in (peers_of(shape.operator) if peer_limit else {}).items():
-        say(f"{shape.operator} {shape}: preparing {name}")
+    for name, peer in (peers_of(shape.operator) if setting.peer_limit else {}).items():
+        setting.say(f"{shape.operator} {shape}: preparing {name}")
         try:
-            with time_limit(peer_limit):
+            with time_limit(setting.peer_limit):
                 ready[name], results[name] = _prepare(peer, case, grad_y)
         except Exception as error:  # whatever it is, it belongs into the table
             failed[name] = message(error)
-    say(f"{shape.operator} {shape}: errors")
+    setting.say(f"{shape.operator} {shape}: errors")
     expected = {
         id(each): [
-            (head, reference_results(kernel.reference, each, grad_y, head, torch.float64))
+            (head, reference_results(reference, each, grad_y, head, torch.float64))
             for head in error_heads(case)
         ]
         for each in {id(one.case): one.case for one in ready.values()}.values()
@@ -62,19 +47,21 @@ def measure(
     errors = {
         name: worst_errors(one.case, results.pop(name), expected[id(one.case)]) for name, one in ready.items()
     }
-    plain = _plain_errors(kernel, case, grad_y, expected[id(case)])
+    plain = _plain_errors(setting.kernel, case, grad_y, expected[id(case)])
     expected.clear()
-    say(f"{shape.operator} {shape}: timing")
-    times = _times(ready, grad_y, watch)
+    setting.say(f"{shape.operator} {shape}: timing")
+    times = _times(ready, grad_y, setting.watch)
     moved = moved_bytes(case)
     return {
         "shape": {**case.shape, "dtype": dtype_name(shape.dtype)},
         "decay": case.decay,
         "bytes": moved,
-        "floor_ms": {what: count / copy_rate * 1e3 for what, count in moved.items()},
+        "floor_ms": {what: count / setting.copy_rate * 1e3 for what, count in moved.items()},
         "plain_errors": plain,
-        "contestants": [_row(name, times[name], errors[name], moved, copy_rate) for name in ready]
-        + [{"name": name, "failed": why} for name, why in failed.items()],
+        "contestants": [
+            *(_row(name, times[name], errors[name], moved, setting.copy_rate) for name in ready),
+            *({"name": name, "failed": why} for name, why in failed.items()),
+        ],
     }
 
 

@@ -1,0 +1,34 @@
+"""What every measurement of a run shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from benchmarks.gpu.timing import Stopwatch
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run of the benchmark.
+
+    Attributes:
+        kernel: ours, loaded.
+        watch: the clock of the device.
+        copy_rate: bytes read and written a second by a copy, for the floors.
+        peer_limit: seconds that a peer may take to get ready; None: no peers.
+        say: told what goes on.
+    """
+
+    kernel: ModuleType
+    watch: Stopwatch
+    copy_rate: float
+    peer_limit: float | None
+    say: Callable[[str], None]
+
+    @property
+    def device(self) -> torch.device:
+        return self.watch.device
