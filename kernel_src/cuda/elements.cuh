@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
+
 #include "wkv_params.h"
 
 namespace flash_rwkv::cuda {
@@ -39,11 +41,24 @@ FLASH_RWKV_ALWAYS_INLINE __half from_float<__half>(float x) {
   return __float2half_rn(x);
 }
 
-// For tensors of which a thread reads few elements, so that their dtype need not multiply the kernels.
+// For tensors of which a thread reads few elements, so that their dtype need not multiply the kernels. Loading bits
+// and making a float of them are apart: a thread that does the first for all that it reads waits for memory once.
+FLASH_RWKV_ALWAYS_INLINE uint32_t load_bits(const void* data, int64_t index, DType dtype) {
+  return dtype == DType::kFloat32 ? static_cast<const uint32_t*>(data)[index]
+                                  : static_cast<const uint16_t*>(data)[index];
+}
+
+FLASH_RWKV_ALWAYS_INLINE float float_of_bits(uint32_t bits, DType dtype) {
+  if (dtype == DType::kFloat16) {
+    __half_raw half;
+    half.x = static_cast<unsigned short>(bits);
+    return to_float(__half(half));
+  }
+  return __builtin_bit_cast(float, dtype == DType::kBFloat16 ? bits << 16 : bits);
+}
+
 FLASH_RWKV_ALWAYS_INLINE float load_as_float(const void* data, int64_t index, DType dtype) {
-  if (dtype == DType::kFloat32) return static_cast<const float*>(data)[index];
-  if (dtype == DType::kBFloat16) return to_float(static_cast<const __nv_bfloat16*>(data)[index]);
-  return to_float(static_cast<const __half*>(data)[index]);
+  return float_of_bits(load_bits(data, index, dtype), dtype);
 }
 
 FLASH_RWKV_ALWAYS_INLINE void store_from_float(void* data, int64_t index, DType dtype, float x) {
