@@ -13,9 +13,7 @@ struct HeadSizes {
 
   HeadSizes(const Checker& check, const char* name, const Tensor& first, bool step);
 
-  Call call(const Tensor& first) const {
-    return {first.get_device_index(), batch * tokens * heads * size * size};
-  }
+  Call call(const Tensor& first) const { return {first.get_device_index(), batch * tokens * heads * size * size}; }
 
   // Another tensor of that shape.
   void check_tokens(const Checker& check, const char* name, const Tensor& tensor) const;

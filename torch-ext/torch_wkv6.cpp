@@ -103,8 +103,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward(Tensor 
   Tensor dstate = allocate(r, {sequences, sizes.heads, sizes.size, sizes.size}, check.compute());
   const std::vector<int64_t> part_shape = {plan.row_parts * sequences, sizes.heads, sizes.size};
   Tensor du_sum = allocate(r, part_shape, check.compute());
-  Tensor dw = kVersion == 5 ? allocate(r, part_shape, check.compute())
-                            : allocate(r, sizes_of(r), w.scalar_type());
+  Tensor dw = kVersion == 5 ? allocate(r, part_shape, check.compute()) : allocate(r, sizes_of(r), w.scalar_type());
   Wkv6Gradients g;
   g.grad_y = view_tokens(readable_grad_y);
   g.grad_final_state = view_state(readable_grad_state);

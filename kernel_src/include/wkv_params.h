@@ -22,7 +22,7 @@ enum class Decay : int { kLog = 0, kExp = 1, kSigmoid = 2 };
 // Tokens between two saved states. Backward recomputes what lies between them.
 constexpr int64_t kCheckpointTokens = 64;
 // The same for matrix states on CUDA, where the states in between have to fit into a multiprocessor.
-constexpr int64_t kCudaCheckpointTokens = 16;
+constexpr int kCudaCheckpointTokens = 16;
 
 // Strides are in elements and may be 0 (an expanded dimension). data is nullptr when the tensor is absent.
 struct View {
@@ -89,9 +89,9 @@ struct Wkv7Params {
   View state;                      // [S or pool, H, N_value, N_key], may be absent
   const int32_t* slots = nullptr;  // [S] or nullptr
   int64_t num_states = 0;
-  View y;                          // [B, T, H, N]
-  View final_state;                // [S or pool, H, N_value, N_key]
-  void* checkpoints = nullptr;     // [blocks, H, N_value, N_key] or nullptr
+  View y;                       // [B, T, H, N]
+  View final_state;             // [S or pool, H, N_value, N_key]
+  void* checkpoints = nullptr;  // [blocks, H, N_value, N_key] or nullptr
 };
 
 struct Wkv7Gradients {
@@ -110,9 +110,9 @@ struct Wkv4Params {
   View state;                      // [B or pool, 1, 3 (p, q, o), C], may be absent
   const int32_t* slots = nullptr;  // [B] or nullptr
   int64_t num_states = 0;
-  View y;                          // [B, T, 1, C]
-  View final_state;                // [B or pool, 1, 3, C]
-  void* checkpoints = nullptr;     // [blocks, 3, C] or nullptr
+  View y;                       // [B, T, 1, C]
+  View final_state;             // [B or pool, 1, 3, C]
+  void* checkpoints = nullptr;  // [blocks, 3, C] or nullptr
 };
 
 struct Wkv4Gradients {

@@ -16,6 +16,7 @@ from ._ops import ops
 
 DECAYS = {"log": 0, "exp": 1, "sigmoid": 2}
 ALGORITHMS = ("auto", "recurrent", "chunk")
+AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 def wkv4(k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -157,10 +158,12 @@ def wkv4_step_(
 
     Returns: y in the shape and dtype of k. Raises: as :func:`wkv4`; nothing is changed then.
     """
-    _tensors("wkv4_step_", k=k, v=v, w=w, u=u, state=state)
-    k, v, w, u, _ = _under_autocast((k, v), (w, u), None)
-    _before_update("wkv4_step_", state, k=k, v=v, w=w, u=u)
-    return ops.wkv4_step_(k, v, w, u, state, slots)
+    if _needs_care(k):
+        _check_step("wkv4_step_", k=k, v=v, w=w, u=u, state=state)
+        k, v, w, u, _ = _under_autocast((k, v), (w, u), None)
+    y = ops.wkv4_step_(k, v, w, u, state, slots)
+    _note_update(state)
+    return y
 
 
 def wkv5_step_(
@@ -175,11 +178,13 @@ def wkv5_step_(
     decay: str = "exp",
 ) -> Tensor:
     """Decode with :func:`wkv5`, in place; arguments as :func:`wkv6_step_`, but w is ``[H, N]``."""
-    _tensors("wkv5_step_", r=r, k=k, v=v, w=w, u=u, state=state)
     code = _decay_code("wkv5_step_", decay)
-    r, k, v, w, u, _ = _under_autocast((r, k, v), (w, u), None)
-    _before_update("wkv5_step_", state, r=r, k=k, v=v, w=w, u=u)
-    return ops.wkv5_step_(r, k, v, w, u, state, slots, code)
+    if _needs_care(r):
+        _check_step("wkv5_step_", r=r, k=k, v=v, w=w, u=u, state=state)
+        r, k, v, w, u, _ = _under_autocast((r, k, v), (w, u), None)
+    y = ops.wkv5_step_(r, k, v, w, u, state, slots, code)
+    _note_update(state)
+    return y
 
 
 def wkv6_step_(
@@ -206,11 +211,13 @@ def wkv6_step_(
 
     Returns: y in the shape and dtype of r. Raises: as :func:`wkv6`; nothing is changed then.
     """
-    _tensors("wkv6_step_", r=r, k=k, v=v, w=w, u=u, state=state)
     code = _decay_code("wkv6_step_", decay)
-    r, k, v, w, u, _ = _under_autocast((r, k, v), (w, u), None)
-    _before_update("wkv6_step_", state, r=r, k=k, v=v, w=w, u=u)
-    return ops.wkv6_step_(r, k, v, w, u, state, slots, code)
+    if _needs_care(r):
+        _check_step("wkv6_step_", r=r, k=k, v=v, w=w, u=u, state=state)
+        r, k, v, w, u, _ = _under_autocast((r, k, v), (w, u), None)
+    y = ops.wkv6_step_(r, k, v, w, u, state, slots, code)
+    _note_update(state)
+    return y
 
 
 def wkv7_step_(
@@ -230,11 +237,13 @@ def wkv7_step_(
     Args:
         r, w, k, v, a, b: ``[B, H, N]`` (one token a sequence) or ``[B, T, H, N]`` (a few).
     """
-    _tensors("wkv7_step_", r=r, w=w, k=k, v=v, a=a, b=b, state=state)
     code = _decay_code("wkv7_step_", decay)
-    r, k, v, a, b, w, _ = _under_autocast((r, k, v, a, b), (w,), None)
-    _before_update("wkv7_step_", state, r=r, w=w, k=k, v=v, a=a, b=b)
-    return ops.wkv7_step_(r, w, k, v, a, b, state, slots, code)
+    if _needs_care(r):
+        _check_step("wkv7_step_", r=r, w=w, k=k, v=v, a=a, b=b, state=state)
+        r, k, v, a, b, w, _ = _under_autocast((r, k, v, a, b), (w,), None)
+    y = ops.wkv7_step_(r, w, k, v, a, b, state, slots, code)
+    _note_update(state)
+    return y
 
 
 def cpu_isa() -> str:
@@ -272,25 +281,39 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _before_update(op: str, state: Tensor, **inputs: Tensor) -> None:
-    """The in-place step has no gradient: say so, and let autograd see that the state has changed."""
-    if torch.is_grad_enabled():
-        for name, tensor in {**inputs, "state": state}.items():
-            if tensor.requires_grad:
-                raise RuntimeError(
-                    f"{op}: expected {name} without requires_grad, got one that wants a gradient, which the "
-                    f"in-place step does not have; use {op[:4]}, or torch.no_grad()"
-                )
+def _needs_care(first: Tensor) -> bool:
+    """Whether a step asks for more than its op sees to itself; that is short, because steps are."""
+    return torch.is_grad_enabled() or not isinstance(first, Tensor) or _casts(first.device.type)
+
+
+def _check_step(op: str, **arguments: Tensor) -> None:
+    """The in-place step has no gradient: say so."""
+    _tensors(op, **arguments)
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in arguments.items():
+        if tensor.requires_grad:
+            raise RuntimeError(
+                f"{op}: expected {name} without requires_grad, got one that wants a gradient, which the "
+                f"in-place step does not have; use {op[:4]}, or torch.no_grad()"
+            )
+
+
+def _note_update(state: Tensor) -> None:
+    """Let autograd see that the state has changed."""
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(state)
+
+
+def _casts(device: str) -> bool:
+    """Whether autocast is on; Torch 2.11 cannot trace `torch.amp.is_autocast_available`."""
+    return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def _under_autocast(same: tuple, free: tuple, state: Tensor | None) -> tuple:
     """Inside torch.autocast: `same` in its dtype, `free` there or in float32, the state in float32."""
     device = same[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return (*same, *free, state)
-    if any(t.dtype == torch.float64 for t in same):
+    if not _casts(device) or any(t.dtype == torch.float64 for t in same):
         return (*same, *free, state)
     low = torch.get_autocast_dtype(device)
     same = tuple(t.to(low) for t in same)

@@ -12,26 +12,30 @@
 // Op says what a token does: see wkv6/backward.cu and wkv7/backward.cu.
 #pragma once
 
+#include "cuda/heads/device.h"
 #include "cuda/heads/parts.cuh"
 #include "cuda/heads/stage.cuh"
 #include "cuda/heads/state.cuh"
+#include "cuda/kernels.h"
 
 namespace flash_rwkv::cuda {
 
 constexpr int kGroups = kCudaCheckpointTokens / kStageTokens;
 
-// Rows of the state by the warps of a block; lanes share a row, four columns each (eight at the largest size).
+// Rows of the state by the warps of a block; lanes share a row, four columns each (eight at the largest size). Thirty-two
+// elements of the state a thread make good use of what is loaded from shared memory.
 template <int kWidth_, int kWarps_>
 struct BackwardShape {
   static constexpr int kWidth = kWidth_;
   static constexpr int kWarps = kWarps_;
   static constexpr int kColumns = kWidth == 256 ? 8 : 4;
-  using Layout = TileLayout<kWidth / kColumns, kColumns, 32 / kColumns>;
+  static constexpr int kElements = 32;
+  using Layout = TileLayout<kWidth / kColumns, kColumns, kElements / kColumns>;
   static constexpr int kThreads = kWarp * kWarps;
   static constexpr int kBlockRows = kWarps * Layout::kWarpRows;
   // The largest size has no room for loads behind the arithmetic.
   static constexpr int kBuffers = kWidth == 256 ? 1 : 2;
-  static constexpr int kBlocksPerProcessor = kWarps == 1 ? 4 : 2;
+  static constexpr int kBlocksPerProcessor = 8 / kWarps;  // leaves a thread 255 registers
 };
 
 // A tile that its own thread puts aside in shared memory: four floats of all threads side by side.
@@ -56,32 +60,33 @@ __device__ __forceinline__ void recall(StateTile<Layout>& tile, const float4* fr
     }
 }
 
-// Shared memory of a block, in floats.
+// Shared memory of a block, in floats. A token is its plain vectors, those that forward saved, and the decay.
 template <class Op, class Shape>
 struct BackwardMemory {
-  using Tokens = Stage<Op::kVectors, Shape::kWidth, Shape::kThreads>;
-  static constexpr int kStaged = Shape::kBuffers * Tokens::kFloats;
-  static constexpr int kTile = Shape::kThreads * 32;
-  static constexpr int kKept = kGroups * kTile;
+  static constexpr int kToken = (Op::kVectors + Op::kSavedVectors + 1) * Shape::kWidth;
+  static constexpr int kStage = kStageTokens * kToken;
+  static constexpr int kStaged = Shape::kBuffers * kStage;
+  static constexpr int kTile = Shape::kThreads * Shape::kElements;
+  static constexpr int kKept = (kGroups - 1) * kTile;  // the first group's is the checkpoint itself
   static constexpr int kTokenSums = Op::kGradients * Shape::kWidth;
   static constexpr int kWarpSums = kStageTokens * kTokenSums;
   static constexpr int kSums = Shape::kWarps * kWarpSums;
   static constexpr int kBytes = (kStaged + kKept + kSums) * static_cast<int>(sizeof(float));
 };
 
-template <class Op, class Shape>
+template <class Op, class T, class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
     backward_kernel(const __grid_constant__ typename Op::Params p, const __grid_constant__ typename Op::Gradients g,
                     const __grid_constant__ PartsPlan plan) {
   using Layout = typename Shape::Layout;
   using Memory = BackwardMemory<Op, Shape>;
-  using Tokens = typename Memory::Tokens;
   using Columns = ColumnSums<Layout>;
   using Rows = RowSums<Layout>;
   constexpr int kThreads = Shape::kThreads;
+  constexpr int kWidth = Shape::kWidth;
   extern __shared__ float4 shared[];
   float* current = reinterpret_cast<float*>(shared);
-  float* next = current + (Shape::kBuffers - 1) * Tokens::kFloats;
+  float* next = current + (Shape::kBuffers - 1) * Memory::kStage;
   float4* const kept_states = shared + Memory::kStaged / 4;
   float* const sums = current + Memory::kStaged + Memory::kKept;
 
@@ -96,23 +101,70 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
   const int size = static_cast<int>(p.head_size);
   const int64_t batch = p.sequences.batch(sequence);
   const int64_t begin = p.sequences.begin(sequence);
-  const int64_t length = p.sequences.length(sequence);
-  const int64_t blocks = (length + kCudaCheckpointTokens - 1) / kCudaCheckpointTokens;
-  const int64_t checkpoint_size = int64_t{size} * (size + Op::kCheckpointRows);
+  const int length = static_cast<int>(p.sequences.length(sequence));
+  const int blocks = (length + kCudaCheckpointTokens - 1) / kCudaCheckpointTokens;
+
+  // --- Checkpoints: the state, and behind it a row of each saved vector for every token of the block
+  const int64_t checkpoint_size = int64_t{size} * (size + Op::kSavedVectors * kCudaCheckpointTokens);
   const int64_t checkpoint_stride = p.num_heads * checkpoint_size;
   float* const checkpoints = static_cast<float*>(p.checkpoints) +
                              (p.sequences.first_checkpoint(sequence) * p.num_heads + head) * checkpoint_size;
+  const int64_t saved_row_bytes = int64_t{size} * sizeof(float);
+  const int64_t skip_of_block = checkpoint_stride * sizeof(float) - kCudaCheckpointTokens * saved_row_bytes;
 
+  // --- Tokens
   TokenRows rows[Op::kVectors];
-  Op::token_rows_of(p, g, batch, begin, head, checkpoints, checkpoint_stride, rows);
-  Tokens tokens(rows, token_rows(p.w, batch, begin, head), p.decay, length, size);
+  Op::token_rows_of(p, g, batch, begin, head, rows);
+  VectorLoads<T, Op::kVectors, kWidth, kThreads> vectors(rows, size);
+  const TokenRows saved_rows[1] = {{reinterpret_cast<const char*>(checkpoints + size * size), saved_row_bytes}};
+  VectorLoads<float, 1, kWidth, kThreads> saved(saved_rows, size);
+  DecayLoads<T, kWidth, kThreads> decay(token_rows(p.w, batch, begin, head), p.w.dtype == DType::kFloat32, p.decay,
+                                        size);
+  const auto fetch = [&](int block, int group, int count) {
+    const int first = block * kCudaCheckpointTokens + group * kStageTokens;
+    vectors.fetch(first, length, count);
+    if constexpr (Op::kSavedVectors > 0) saved.fetch(first, length, 1, block * skip_of_block);
+    decay.fetch(first, length);
+  };
+  const auto commit = [&](float* to, int count) {
+    vectors.template commit<Memory::kToken>(to, count);
+    if constexpr (Op::kSavedVectors > 0) saved.template commit<Memory::kToken>(to + Op::kVectors * kWidth, 1);
+    decay.template commit<Memory::kToken>(to + (Op::kVectors + Op::kSavedVectors) * kWidth);
+  };
+
   StateTile<Layout> grad;
-  grad.load(g.grad_final_state, plan.grad_state_in_fours, sequence, head, first_row, size, at);
+  grad.load({g.grad_final_state, plan.grad_final_state, sequence, head, first_row, size}, at);
   typename Op::template Backward<Layout> op(p, head, at);
-  const PlaceOfSums place = {plan, batch, begin, length, head, part};
+
+  // --- Where this lane writes the gradient of v, and its sums for columns
   const int dv_row = first_row + Rows::owned();
   const bool writes_dv = Rows::owns_first() && dv_row < size;
-  const int64_t dv_first = batch * g.dv.stride[0] + begin * g.dv.stride[1] + head * g.dv.stride[2] + dv_row;
+  T* const dv_at =
+      static_cast<T*>(g.dv.data) + batch * g.dv.stride[0] + begin * g.dv.stride[1] + head * g.dv.stride[2] + dv_row;
+  float* const warp_sums = sums + warp * Memory::kWarpSums;
+  const auto back_through = [&](const float* token, int t, int first, const StateTile<Layout>& before) {
+    float dv[Layout::kRows];
+    float columns[Op::kGradients][Layout::kColumns];
+    op.token(token, first_row, first + t < length, before, grad, dv, columns);
+    if (writes_dv && first + t < length) {
+#pragma unroll
+      for (int i = 0; i < Rows::kOwned; ++i) {
+        if (Rows::kOwned == 1 || dv_row + i < size) dv_at[(first + t) * g.dv.stride[1] + i] = from_float<T>(dv[i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < Op::kGradients; ++i) {
+      float* const to = warp_sums + t * Memory::kTokenSums + i * kWidth;
+      Columns::reduce(columns[i]);
+#pragma unroll
+      for (int c = 0; c < Columns::kOwned; ++c) {
+        const int column = Columns::owned() + c;
+        to[at.column(column / 4) + column % 4] = columns[i][c];
+      }
+    }
+  };
+
+  const SumWriter<Op, T, Shape> writer(p, g, plan, batch, begin, length, head, part);
 
   // --- Steps: of every block, groups 0, 1, 2 forward, then 3, 2, 1, 0 back. The next step's tokens load meanwhile.
   constexpr int kForward = kGroups - 1;
@@ -121,75 +173,50 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
   const auto vectors_of = [](int step) { return step < kForward ? int{Op::kRecompute} : int{Op::kVectors}; };
   StateTile<Layout> state;
   if (blocks > 0) {
-    tokens.fetch((blocks - 1) * kCudaCheckpointTokens, vectors_of(0));
-    tokens.commit(current, vectors_of(0));
+    fetch(blocks - 1, 0, vectors_of(0));
+    commit(current, vectors_of(0));
   }
   __syncthreads();
-  for (int64_t block = blocks - 1; block >= 0; --block) {
-    const float* const saved = checkpoints + block * checkpoint_stride;
-    const View saved_view = {const_cast<float*>(saved), DType::kFloat32, {0, 0, size, 1}};
-    state.load(saved_view, true, 0, 0, first_row, size, at);
+  for (int block = blocks - 1; block >= 0; --block) {
+    const View checkpoint = {checkpoints + block * checkpoint_stride, DType::kFloat32, {0, 0, size, 1}};
+    const StateRows checkpoint_rows = {checkpoint, StateAccess::kFours, 0, 0, first_row, size};
+    state.load(checkpoint_rows, at);
+#pragma unroll 1
     for (int step = 0; step < kSteps; ++step) {
       const int group = group_of(step);
       const bool last_step = step + 1 == kSteps;
       const bool more = !last_step || block > 0;
       const int next_step = last_step ? 0 : step + 1;
-      if (more)
-        tokens.fetch((block - last_step) * kCudaCheckpointTokens + group_of(next_step) * kStageTokens,
-                     vectors_of(next_step));
+      if (more) fetch(block - last_step, group_of(next_step), vectors_of(next_step));
 
-      float4* const kept_state = kept_states + group * Memory::kTile / 4;
-      const int64_t first = block * kCudaCheckpointTokens + group * kStageTokens;
+      float4* const kept_state = kept_states + (group - 1) * Memory::kTile / 4;
+      const int first = block * kCudaCheckpointTokens + group * kStageTokens;
+      if (step <= kForward && group > 0) keep(state, kept_state, kThreads);
       if (step < kForward) {
         // --- Forward through four tokens
-        keep(state, kept_state, kThreads);
 #pragma unroll 1
-        for (int t = 0; t < kStageTokens; ++t) op.update(current + t * Tokens::kTokenFloats, first_row, state, state);
+        for (int t = 0; t < kStageTokens; ++t) op.update(current + t * Memory::kToken, first_row, state, state);
       } else {
         // --- Back through four tokens, two pairs
-        if (step == kForward) keep(state, kept_state, kThreads);
 #pragma unroll 1
-        for (int pair = kStageTokens / 2 - 1; pair >= 0; --pair) {
-          recall(state, kept_state, kThreads);
+        for (int t = kStageTokens - 2; t >= 0; t -= 2) {
+          if (group == 0) state.load(checkpoint_rows, at);
+          else if (t < kStageTokens - 2 || step > kForward) recall(state, kept_state, kThreads);
 #pragma unroll 1
-          for (int t = 0; t < 2 * pair; ++t)
-            op.update(current + t * Tokens::kTokenFloats, first_row, state, state);
-          const float* early = current + 2 * pair * Tokens::kTokenFloats;
-          const float* late = early + Tokens::kTokenFloats;
-          float* const early_sums = sums + warp * Memory::kWarpSums + 2 * pair * Memory::kTokenSums;
-          const auto one = [&](const float* token, int t, const StateTile<Layout>& before, float* token_sums) {
-            float dv[Layout::kRows];
-            float columns[Op::kGradients][Layout::kColumns];
-            op.token(token, first_row, before, grad, dv, columns);
-#pragma unroll
-            for (int i = 0; i < Op::kGradients; ++i) {
-              Columns::reduce(columns[i]);
-              if (!Columns::owns_first()) continue;
-#pragma unroll
-              for (int c = 0; c < Columns::kOwned; ++c) {
-                const int column = Columns::owned() + c;
-                token_sums[i * Shape::kWidth + at.column(column / 4) + column % 4] = columns[i][c];
-              }
-            }
-            if (!writes_dv || first + t >= length) return;
-#pragma unroll
-            for (int i = 0; i < Rows::kOwned; ++i) {
-              if (dv_row + i < size)
-                store_element(g.dv.data, dv_first + (first + t) * g.dv.stride[1] + i, g.dv.dtype, dv[i]);
-            }
-          };
+          for (int i = 0; i < t; ++i) op.update(current + i * Memory::kToken, first_row, state, state);
+          const float* const token = current + t * Memory::kToken;
           StateTile<Layout> between;
-          op.update(early, first_row, state, between);
-          one(late, 2 * pair + 1, between, early_sums + Memory::kTokenSums);
-          one(early, 2 * pair, state, early_sums);
+          op.update(token, first_row, state, between);
+          back_through(token + Memory::kToken, t + 1, first, between);
+          back_through(token, t, first, state);
         }
       }
 
       if constexpr (Shape::kBuffers == 1) __syncthreads();
-      if (more) tokens.commit(next, vectors_of(next_step));
+      if (more) commit(next, vectors_of(next_step));
       __syncthreads();
       if (step >= kForward) {
-        write_sums<Op, Shape>(p, g, place, sums, first);
+        writer.write(sums, first);
         __syncthreads();
       }
       float* const swapped = current;
@@ -199,7 +226,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
     op.end_of_block();
   }
 
-  grad.store(g.dstate, true, sequence, head, first_row, size, at);
+  grad.store({g.dstate, StateAccess::kFours, sequence, head, first_row, size}, at);
   op.template finish<Shape>(p, g, sums, part, sequence, head);
 }
 
@@ -208,61 +235,49 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
 // Most scratch memory that a call asks for; heads take turns where it does not hold the sums of all of them.
 constexpr int64_t kMostScratchBytes = int64_t{256} << 20;
 
-template <class Op, class Shape>
-int64_t scratch_bytes_of_a_head(const typename Op::Params& p, int64_t parts, int64_t batch) {
-  return parts > 1 ? parts * Op::kGradients * batch * p.sequences.tokens * p.head_size * int64_t{sizeof(float)} : 0;
-}
-
 struct Split {
   int64_t parts;            // blocks of rows of a head
   int64_t heads_at_a_time;  // whose sums fit into the scratch memory
   int64_t scratch_bytes;
 };
 
+inline int64_t batch_of(const Sequences& sequences) { return sequences.cu_seqlens ? 1 : sequences.count; }
+
 template <class Op, class Shape>
 Split split_of(const typename Op::Params& p) {
   const int64_t parts = (p.head_size + Shape::kBlockRows - 1) / Shape::kBlockRows;
-  const int64_t batch = p.sequences.cu_seqlens ? 1 : p.sequences.count;
-  const int64_t each = scratch_bytes_of_a_head<Op, Shape>(p, parts, batch);
-  if (each == 0) return {parts, p.num_heads, 0};
+  const int64_t each = parts * Op::kGradients * batch_of(p.sequences) * p.sequences.tokens * p.head_size *
+                       static_cast<int64_t>(sizeof(float));
+  if (parts == 1 || each == 0) return {parts, p.num_heads, 0};
   const int64_t fitting = kMostScratchBytes / each;
   const int64_t heads = fitting < 1 ? 1 : fitting < p.num_heads ? fitting : p.num_heads;
   return {parts, heads, heads * each};
 }
 
-template <class Op, class Shape>
+template <class Op, class T, class Shape>
 cudaError_t launch_backward(const typename Op::Params& p, const typename Op::Gradients& g, cudaStream_t stream) {
-  using Memory = BackwardMemory<Op, Shape>;
-  const auto kernel = backward_kernel<Op, Shape>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Memory::kBytes);
+  constexpr int kBytes = BackwardMemory<Op, Shape>::kBytes;
+  const auto kernel = backward_kernel<Op, T, Shape>;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
   const Split split = split_of<Op, Shape>(p);
   for (int64_t first = 0; first < p.num_heads; first += split.heads_at_a_time) {
     const int64_t left = p.num_heads - first;
-    const int64_t heads = left < split.heads_at_a_time ? left : split.heads_at_a_time;
     PartsPlan plan;
     plan.parts = static_cast<int>(split.parts);
     plan.first_head = first;
-    plan.num_heads = heads;
-    plan.batch = p.sequences.cu_seqlens ? 1 : p.sequences.count;
-    plan.tokens = p.sequences.tokens;
-    plan.head_size = p.head_size;
-    plan.grad_state_in_fours = has_rows_of_four(g.grad_final_state);
+    plan.num_heads = left < split.heads_at_a_time ? left : split.heads_at_a_time;
+    plan.batch = batch_of(p.sequences);
+    plan.grad_final_state = access_of(g.grad_final_state);
     plan.sums = split.parts > 1 ? static_cast<float*>(g.scratch) : nullptr;
-    const int64_t blocks = p.sequences.count * heads * split.parts;
+    const int64_t blocks = p.sequences.count * plan.num_heads * split.parts;
     if (blocks == 0) return cudaSuccess;
-    if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-    kernel<<<static_cast<unsigned>(blocks), Shape::kThreads, Memory::kBytes, stream>>>(p, g, plan);
+    if (blocks > INT32_MAX || p.sequences.tokens > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
+    kernel<<<static_cast<unsigned>(blocks), Shape::kThreads, kBytes, stream>>>(p, g, plan);
     if ((error = cudaGetLastError()) != cudaSuccess) return error;
-    if (split.parts > 1 && (error = add_parts<Op>(p, g, plan, stream)) != cudaSuccess) return error;
+    if (split.parts > 1 && (error = add_parts<Op, T>(p, g, plan, stream)) != cudaSuccess) return error;
   }
   return cudaSuccess;
-}
-
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  if (cudaGetDevice(&device) == cudaSuccess) cudaDeviceGetAttribute(&value, attribute, device);
-  return value;
 }
 
 // f(Shape) for the head size and the device: four warps a block where its shared memory holds what they need and there
@@ -292,7 +307,10 @@ RowSplit backward_split(const typename Op::Params& p) {
 
 template <class Op>
 cudaError_t backward(const typename Op::Params& p, const typename Op::Gradients& g, cudaStream_t stream) {
-  return with_backward_shape<Op>(p, [&](auto shape) { return launch_backward<Op, decltype(shape)>(p, g, stream); });
+  return dispatch_dtype(p.r.dtype, [&](auto type) {
+    return with_backward_shape<Op>(
+        p, [&](auto shape) { return launch_backward<Op, decltype(type), decltype(shape)>(p, g, stream); });
+  });
 }
 
 }  // namespace flash_rwkv::cuda

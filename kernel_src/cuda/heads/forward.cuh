@@ -7,6 +7,7 @@
 // Op says what a token does: see wkv6/recurrence.cuh and wkv7/recurrence.cuh.
 #pragma once
 
+#include "cuda/heads/device.h"
 #include "cuda/heads/stage.cuh"
 #include "cuda/heads/state.cuh"
 
@@ -16,31 +17,32 @@ namespace flash_rwkv::cuda {
 template <int kWidth, int kRows>
 struct ForwardShape {
   using Layout = TileLayout<kWidth / 8, 8, kRows>;
-  static constexpr int kWarps = kWidth <= 64 ? 2 : 4;
+  static constexpr int kWarps = kWidth <= Layout::kWarpRows      ? 1
+                                : kWidth / Layout::kWarpRows < 4 ? kWidth / Layout::kWarpRows
+                                                                 : 4;
   static constexpr int kThreads = kWarp * kWarps;
   static constexpr int kBlockRows = kWarps * Layout::kWarpRows;
-  // Registers for the state and what a token needs, or all there are.
-  static constexpr int kBlocksPerProcessor = kRows <= 2 ? 8 : 4;
+  static constexpr int kWarpsPerProcessor = kRows == 8 ? 8 : 16;  // leaves a thread 255 or 128 registers
 };
 
-// Launch-wide facts that the host works out.
+// What the host works out.
 struct ForwardPlan {
-  int row_blocks;         // a head is cut into
-  bool state_in_fours;    // has_rows_of_four
-  bool final_in_fours;
+  int row_blocks;  // a head is cut into
+  StateAccess state, final_state;
 };
 
-template <class Op, int kWidth, int kRows>
+template <class Op, class T, int kWidth, int kRows>
 __global__ void __launch_bounds__(ForwardShape<kWidth, kRows>::kThreads,
-                                  kWidth <= 64 ? ForwardShape<kWidth, kRows>::kBlocksPerProcessor
-                                               : ForwardShape<kWidth, kRows>::kBlocksPerProcessor / 2)
+                                  ForwardShape<kWidth, kRows>::kWarpsPerProcessor / ForwardShape<kWidth, kRows>::kWarps)
     forward_kernel(const __grid_constant__ typename Op::Params p, const __grid_constant__ ForwardPlan plan) {
   using Shape = ForwardShape<kWidth, kRows>;
   using Layout = typename Shape::Layout;
-  using Tokens = Stage<Op::kVectors, kWidth, Shape::kThreads>;
   using Sums = RowSums<Layout>;
-  extern __shared__ float4 shared[];
-  float* const staged = reinterpret_cast<float*>(shared);
+  constexpr int kTokenFloats = (Op::kVectors + 1) * kWidth;  // the decay comes last
+  constexpr int kStageFloats = kStageTokens * kTokenFloats;
+  __shared__ float4 shared[2 * kStageFloats / 4];
+  float* current = reinterpret_cast<float*>(shared);
+  float* next = current + kStageFloats;
 
   // --- Which rows of which head of which sequence
   const Layout at;
@@ -48,112 +50,126 @@ __global__ void __launch_bounds__(ForwardShape<kWidth, kRows>::kThreads,
   const int64_t head = unit % p.num_heads;
   const int64_t sequence = unit / p.num_heads;
   const int row_block = static_cast<int>(blockIdx.x % plan.row_blocks);
-  const int first_row =
-      (row_block * Shape::kWarps + static_cast<int>(threadIdx.x) / kWarp) * Layout::kWarpRows + at.row_group * kRows;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int first_row = (row_block * Shape::kWarps + warp) * Layout::kWarpRows + at.row_group * kRows;
   const int size = static_cast<int>(p.head_size);
   const int64_t batch = p.sequences.batch(sequence);
   const int64_t begin = p.sequences.begin(sequence);
-  const int64_t length = p.sequences.length(sequence);
+  const int length = static_cast<int>(p.sequences.length(sequence));
   const int64_t slot = p.slots ? p.slots[sequence] : sequence;
   const bool known_slot = p.slots == nullptr || (slot >= 0 && slot < p.num_states);
 
   // --- Loads of the first tokens, then of the state, all in flight at once
   TokenRows rows[Op::kVectors];
   Op::token_rows_of(p, batch, begin, head, rows);
-  Tokens tokens(rows, token_rows(p.w, batch, begin, head), p.decay, length, size);
-  tokens.fetch(0);
+  VectorLoads<T, Op::kVectors, kWidth, Shape::kThreads> vectors(rows, size);
+  DecayLoads<T, kWidth, Shape::kThreads> decay(token_rows(p.w, batch, begin, head), p.w.dtype == DType::kFloat32,
+                                               p.decay, size);
+  const auto fetch = [&](int first) {
+    vectors.fetch(first, length, Op::kVectors);
+    decay.fetch(first, length);
+  };
+  const auto commit = [&](float* to) {
+    vectors.template commit<kTokenFloats>(to, Op::kVectors);
+    decay.template commit<kTokenFloats>(to + Op::kVectors * kWidth);
+  };
+  fetch(0);
   StateTile<Layout> state;
-  if (known_slot) state.load(p.state, plan.state_in_fours, slot, head, first_row, size, at);
+  state.load({p.state, known_slot ? plan.state : StateAccess::kAbsent, slot, head, first_row, size}, at);
   typename Op::template Forward<Layout> op(p, head, at);
-  tokens.commit(staged);
+  commit(current);
   __syncthreads();
 
   // --- Where this lane writes y, and what backward will want to find
   const int y_row = first_row + Sums::owned();
   const bool writes_y = Sums::owns_first() && y_row < size;
-  const int64_t y_first = batch * p.y.stride[0] + begin * p.y.stride[1] + head * p.y.stride[2] + y_row;
+  T* y_at = static_cast<T*>(p.y.data) + batch * p.y.stride[0] + begin * p.y.stride[1] + head * p.y.stride[2] + y_row;
+  const auto write_y = [&](const float (&y)[kRows]) {
+    if (writes_y) {
+#pragma unroll
+      for (int i = 0; i < Sums::kOwned; ++i) {
+        if (Sums::kOwned == 1 || y_row + i < size)
+          y_at[i] = from_float<T>(known_slot ? y[i] : __int_as_float(0x7fc00000));
+      }
+    }
+    y_at += p.y.stride[1];
+  };
   const int64_t checkpoint_size = int64_t{size} * (size + Op::kCheckpointRows);
   float* checkpoint = nullptr;
   if (p.checkpoints != nullptr)
     checkpoint = static_cast<float*>(p.checkpoints) +
                  (p.sequences.first_checkpoint(sequence) * p.num_heads + head) * checkpoint_size;
 
-  float* current = staged;
-  float* next = staged + Tokens::kFloats;
-  for (int64_t first = 0; first < length; first += kStageTokens) {
+  for (int first = 0; first < length; first += kStageTokens) {
     const bool more = first + kStageTokens < length;
-    if (more) tokens.fetch(first + kStageTokens);
-    if (checkpoint != nullptr && first % kCudaCheckpointTokens == 0) {
-      if (first > 0) checkpoint += p.num_heads * checkpoint_size;
-      const View saved = {checkpoint, DType::kFloat32, {0, 0, size, 1}};
-      state.store(saved, true, 0, 0, first_row, size, at);
+    if (more) fetch(first + kStageTokens);
+    float* extra = nullptr;  // what Op saves of a token
+    if (checkpoint != nullptr) {
+      const int in_block = first % kCudaCheckpointTokens;
+      if (in_block == 0) {
+        if (first > 0) checkpoint += p.num_heads * checkpoint_size;
+        const View saved = {checkpoint, DType::kFloat32, {0, 0, size, 1}};
+        state.store({saved, StateAccess::kFours, 0, 0, first_row, size}, at);
+      }
+      if (writes_y) extra = checkpoint + (size + in_block) * size + y_row;
     }
-    const int count = static_cast<int>(length - first < kStageTokens ? length - first : kStageTokens);
+    const int count = length - first < kStageTokens ? length - first : kStageTokens;
 #pragma unroll 1
     for (int t = 0; t < count; ++t) {
-      const float* token = current + t * Tokens::kTokenFloats;
-      float* extra = nullptr;
-      if (checkpoint != nullptr) extra = checkpoint + (size + (first + t) % kCudaCheckpointTokens) * size;
       float y[kRows];
       // Rows beyond the padded size belong to nobody: such lanes follow row 0 and write nothing.
-      op.token(token, first_row < kWidth ? first_row : 0, state, y, extra, writes_y ? y_row : -1);
-      if (!writes_y) continue;
-#pragma unroll
-      for (int i = 0; i < Sums::kOwned; ++i) {
-        if (y_row + i >= size) continue;
-        const float value = known_slot ? y[i] : __int_as_float(0x7fc00000);
-        store_element(p.y.data, y_first + (first + t) * p.y.stride[1] + i, p.y.dtype, value);
-      }
+      op.token(current + t * kTokenFloats, first_row < kWidth ? first_row : 0, state, y, extra);
+      if (extra != nullptr) extra += size;
+      if (!Op::kLooksBack || first + t > 0) write_y(y);
     }
-    if (more) tokens.commit(next);
+    if (more) commit(next);
     __syncthreads();
     float* const swapped = current;
     current = next;
     next = swapped;
   }
-  if (known_slot) state.store(p.final_state, plan.final_in_fours, slot, head, first_row, size, at);
+  if constexpr (Op::kLooksBack) {
+    float y[kRows];
+    op.last(state, y);
+    if (length > 0) write_y(y);
+  }
+  if (known_slot) state.store({p.final_state, plan.final_state, slot, head, first_row, size}, at);
 }
 
 // --- Launch ----------------------------------------------------------------------------------------------------------
 
-inline int multiprocessors() {
-  int device = 0, count = 1;
-  if (cudaGetDevice(&device) == cudaSuccess) cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-}
-
-template <class Op, int kWidth, int kRows>
+template <class Op, class T, int kWidth, int kRows>
 cudaError_t launch_forward(const typename Op::Params& p, cudaStream_t stream) {
   using Shape = ForwardShape<kWidth, kRows>;
-  const int row_blocks = static_cast<int>((p.head_size + Shape::kBlockRows - 1) / Shape::kBlockRows);
-  const ForwardPlan plan = {row_blocks, has_rows_of_four(p.state), has_rows_of_four(p.final_state)};
+  const int64_t row_blocks = (p.head_size + Shape::kBlockRows - 1) / Shape::kBlockRows;
+  const ForwardPlan plan = {static_cast<int>(row_blocks), access_of(p.state), access_of(p.final_state)};
   const int64_t blocks = p.sequences.count * p.num_heads * row_blocks;
   if (blocks == 0) return cudaSuccess;
-  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  constexpr int kBytes = 2 * Stage<Op::kVectors, kWidth, Shape::kThreads>::kFloats * sizeof(float);
-  static_assert(kBytes <= 48 * 1024, "more needs an attribute of the kernel");
-  forward_kernel<Op, kWidth, kRows><<<static_cast<unsigned>(blocks), Shape::kThreads, kBytes, stream>>>(p, plan);
+  if (blocks > INT32_MAX || p.sequences.tokens > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
+  forward_kernel<Op, T, kWidth, kRows><<<static_cast<unsigned>(blocks), Shape::kThreads, 0, stream>>>(p, plan);
   return cudaGetLastError();
 }
 
-// Eight rows a thread make the best use of what is loaded from shared memory; two give four times as many warps, for
+// Eight rows a thread make the best use of what is loaded from shared memory; one gives eight times as many warps, for
 // when there are fewer heads than would keep every scheduler of the device busy.
-template <class Op, int kWidth>
+template <class Op, class T, int kWidth>
 cudaError_t launch_forward(const typename Op::Params& p, cudaStream_t stream) {
-  using Shape = ForwardShape<kWidth, 8>;
-  const int64_t warps = p.sequences.count * p.num_heads * (p.head_size + Shape::Layout::kWarpRows - 1) /
-                        Shape::Layout::kWarpRows;
   constexpr int kSchedulers = 4;
-  if (warps < int64_t{kSchedulers} * multiprocessors()) return launch_forward<Op, kWidth, 2>(p, stream);
-  return launch_forward<Op, kWidth, 8>(p, stream);
+  constexpr int kWarpRows = ForwardShape<kWidth, 8>::Layout::kWarpRows;
+  const int64_t warps = p.sequences.count * p.num_heads * ((p.head_size + kWarpRows - 1) / kWarpRows);
+  const bool few = warps < int64_t{kSchedulers} * device_attribute(cudaDevAttrMultiProcessorCount);
+  return few ? launch_forward<Op, T, kWidth, 1>(p, stream) : launch_forward<Op, T, kWidth, 8>(p, stream);
 }
 
 template <class Op>
 cudaError_t forward(const typename Op::Params& p, cudaStream_t stream) {
-  if (p.head_size <= 32) return launch_forward<Op, 32>(p, stream);
-  if (p.head_size <= 64) return launch_forward<Op, 64>(p, stream);
-  if (p.head_size <= 128) return launch_forward<Op, 128>(p, stream);
-  return launch_forward<Op, 256>(p, stream);
+  return dispatch_dtype(p.r.dtype, [&](auto type) {
+    using T = decltype(type);
+    if (p.head_size <= 32) return launch_forward<Op, T, 32>(p, stream);
+    if (p.head_size <= 64) return launch_forward<Op, T, 64>(p, stream);
+    if (p.head_size <= 128) return launch_forward<Op, T, 128>(p, stream);
+    return launch_forward<Op, T, 256>(p, stream);
+  });
 }
 
 }  // namespace flash_rwkv::cuda

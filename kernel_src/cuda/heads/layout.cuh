@@ -17,6 +17,11 @@ struct Constant {
   static constexpr bool value = kValue;
 };
 
+// sum += x y, or sum = x y where it is the first.
+__device__ __forceinline__ void add(float& sum, float x, float y, bool first) {
+  sum = first ? __fmul_rn(x, y) : fmaf(x, y, sum);
+}
+
 template <int kLanes_, int kColumns_, int kRows_>
 struct TileLayout {
   static constexpr int kLanes = kLanes_;
@@ -88,6 +93,10 @@ struct ScatteredSums {
 
   // After reduce: all sums to all lanes.
   __device__ static __forceinline__ void share(const float (&owned)[kCount], float (&all)[kCount]) {
+    if constexpr (kCount == 1) {
+      all[0] = owned[0];  // every lane owns it
+      return;
+    }
     const int others = threadIdx.x % kWarp & ~(kLow * (kParts - 1));
 #pragma unroll
     for (int i = 0; i < kCount; ++i) all[i] = __shfl_sync(kAllLanes, owned[i % kOwned], others + owner(i));

@@ -4,139 +4,167 @@
 // converts what came and stores it. So the loads take their time behind the arithmetic.
 #pragma once
 
-#include "cuda/heads/vectors.cuh"
 #include "cuda/heads/decay.cuh"
+#include "cuda/heads/vectors.cuh"
 
 namespace flash_rwkv::cuda {
 
 // Tokens that are staged, and dealt with, together.
 constexpr int kStageTokens = 4;
 
-// One vector [N] a token. Tokens of a checkpoint block are token_bytes apart, blocks are block_bytes apart.
+// One vector [N] a token of a head, from the first token of a sequence on.
 struct TokenRows {
-  const char* data = nullptr;  // of the sequence's first token; nullptr: zeros
-  int64_t token_bytes = 0;
-  int64_t block_bytes = 0;
-  DType dtype = DType::kFloat32;
-
-  __device__ __forceinline__ const char* at(int64_t token) const {
-    const uint64_t index = token;  // unsigned, so that the divisions are shifts
-    return data + static_cast<int64_t>(index / kCudaCheckpointTokens) * block_bytes +
-           static_cast<int64_t>(index % kCudaCheckpointTokens) * token_bytes;
-  }
+  const char* data = nullptr;  // nullptr: zeros
+  int64_t token_bytes = 0;     // from token to token
 };
 
-// Of the head, from the sequence's first token on.
+inline __host__ __device__ int bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
 __device__ __forceinline__ TokenRows token_rows(const View& view, int64_t batch, int64_t begin, int64_t head) {
-  TokenRows rows;
-  if (view.data == nullptr) return rows;
+  if (view.data == nullptr) return {};
   const int64_t bytes = bytes_of(view.dtype);
   const int64_t first = batch * view.stride[0] + begin * view.stride[1] + head * view.stride[2];
-  rows.data = static_cast<const char*>(view.data) + first * bytes;
-  rows.token_bytes = view.stride[1] * bytes;
-  rows.block_bytes = kCudaCheckpointTokens * rows.token_bytes;
-  rows.dtype = view.dtype;
-  return rows;
+  return {static_cast<const char*>(view.data) + first * bytes, view.stride[1] * bytes};
 }
 
-// kVectors plain vectors and the decay, of head size up to kWidth, staged by kThreads threads. In shared memory a token
-// is kVectors + 1 vectors of kWidth floats, the retention last.
-template <int kVectors, int kWidth, int kThreads>
-class Stage {
+// kVectors vectors of dtype T and of up to kWidth columns, shared out to kThreads threads.
+template <class T, int kVectors, int kWidth, int kThreads>
+class VectorLoads {
  public:
-  static constexpr int kTokenFloats = (kVectors + 1) * kWidth;
-  static constexpr int kFloats = kStageTokens * kTokenFloats;
-
-  // rows: of the plain vectors, in their order.
-  __device__ Stage(const TokenRows (&rows)[kVectors], const TokenRows& decay, Decay form, int64_t length, int size)
-      : decay_(decay), form_(form), length_(length), size_(size) {
+  __device__ __forceinline__ VectorLoads(const TokenRows (&rows)[kVectors], int size) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      const int vector = (static_cast<int>(threadIdx.x) + s * kThreads) / (kStageTokens * kPieces);
+      const int column = piece(s) % kPieces * kPiece;
+      TokenRows mine;
 #pragma unroll
       for (int i = 0; i < kVectors; ++i) {
-        if (vector == i) rows_[s] = rows[i];
+        if (vector(s) == i) mine = rows[i];
       }
+      token_bytes_[s] = mine.token_bytes;
+      const bool exists = mine.data != nullptr && column < size;
+      from_[s] = exists ? mine.data + token(s) * mine.token_bytes + column * sizeof(T) : nullptr;
     }
   }
 
-  // Starts loading tokens first … first + kStageTokens - 1: the decay, and the first `vectors` plain vectors.
-  __device__ __forceinline__ void fetch(int64_t first, int vectors = kVectors) {
+  // Tokens first … first + kStageTokens - 1 of the first `vectors` vectors; zeros from token `length` on. `skip`: bytes
+  // that lie between the tokens before these besides themselves.
+  __device__ __forceinline__ void fetch(int first, int length, int vectors, int64_t skip = 0) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      const int index = static_cast<int>(threadIdx.x) + s * kThreads;
-      const int64_t token = first + index / kPieces % kStageTokens;
-      const int column = index % kPieces * kPiece;
-      const bool wanted = index < vectors * kStageTokens * kPieces && token < length_ && column < size_;
-      raw_[s][0] = raw_[s][1] = make_uint4(0, 0, 0, 0);
-      if (!wanted || rows_[s].data == nullptr) continue;
-      const char* from = rows_[s].at(token) + column * bytes_of(rows_[s].dtype);
-      raw_[s][0] = __ldg(reinterpret_cast<const uint4*>(from));
-      if (rows_[s].dtype == DType::kFloat32) raw_[s][1] = __ldg(reinterpret_cast<const uint4*>(from) + 1);
-    }
+      const bool wanted = from_[s] != nullptr && vector(s) < vectors && first + token(s) < length;
 #pragma unroll
-    for (int s = 0; s < kDecaySlots; ++s) {
-      const int index = static_cast<int>(threadIdx.x) + s * kThreads;
-      const int64_t token = first + index / kDecayPieces;
-      const int column = index % kDecayPieces * kDecayPiece;
-      valid_[s] = index < kStageTokens * kDecayPieces && token < length_ && column < size_;
-      if (!valid_[s]) continue;
-      const char* from = decay_.at(token) + column * bytes_of(decay_.dtype);
-      if (decay_.dtype == DType::kFloat32) {
-        decay_raw_[s] = __ldg(reinterpret_cast<const uint4*>(from));
-      } else {
-        const uint2 half = __ldg(reinterpret_cast<const uint2*>(from));
-        decay_raw_[s] = make_uint4(half.x, half.y, 0, 0);
-      }
+      for (int i = 0; i < kRaws; ++i) raw_[s][i] = make_uint4(0, 0, 0, 0);
+      if (!wanted) continue;
+      const uint4* from = reinterpret_cast<const uint4*>(from_[s] + first * token_bytes_[s] + skip);
+#pragma unroll
+      for (int i = 0; i < kRaws; ++i) raw_[s][i] = __ldg(from + i);
     }
   }
 
-  __device__ __forceinline__ void commit(float* to, int vectors = kVectors) const {
+  // `to`: the first of these vectors in shared memory, in a token of kTokenFloats floats.
+  template <int kTokenFloats>
+  __device__ __forceinline__ void commit(float* to, int vectors) const {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      const int index = static_cast<int>(threadIdx.x) + s * kThreads;
-      if (index >= vectors * kStageTokens * kPieces) continue;
-      float x[kPiece];
-      unpack(raw_[s], rows_[s].dtype, x);
-      const int token = index / kPieces % kStageTokens;
-      const int vector = index / (kStageTokens * kPieces);
-      float4* out = reinterpret_cast<float4*>(to + token * kTokenFloats + vector * kWidth + index % kPieces * kPiece);
-      out[0] = make_float4(x[0], x[1], x[2], x[3]);
-      out[1] = make_float4(x[4], x[5], x[6], x[7]);
-    }
+      if (vector(s) >= vectors) continue;
+      float4* out =
+          reinterpret_cast<float4*>(to + token(s) * kTokenFloats + vector(s) * kWidth + piece(s) % kPieces * kPiece);
 #pragma unroll
-    for (int s = 0; s < kDecaySlots; ++s) {
-      const int index = static_cast<int>(threadIdx.x) + s * kThreads;
-      if (index >= kStageTokens * kDecayPieces) continue;
-      float4 kept = make_float4(kKeepAll, kKeepAll, kKeepAll, kKeepAll);
-      if (valid_[s]) {
-        float x[kDecayPiece];
-        unpack(decay_raw_[s], decay_.dtype, x);
-        kept = make_float4(decay_value(x[0], form_).retention, decay_value(x[1], form_).retention,
-                           decay_value(x[2], form_).retention, decay_value(x[3], form_).retention);
+      for (int half = 0; half < 2; ++half) {
+        float x[4];
+        four(s, half).unpack(x);
+        out[half] = make_float4(x[0], x[1], x[2], x[3]);
       }
-      const int token = index / kDecayPieces;
-      *reinterpret_cast<float4*>(to + token * kTokenFloats + kVectors * kWidth + index % kDecayPieces * kDecayPiece) =
-          kept;
     }
   }
 
  private:
-  static constexpr int kPiece = 8;  // elements that one thread loads of a vector; head sizes are multiples of it
+  static constexpr int kPiece = 8;  // elements that a thread loads at a time; head sizes are multiples of it
   static constexpr int kPieces = kWidth / kPiece;
   static constexpr int kSlots = (kVectors * kStageTokens * kPieces + kThreads - 1) / kThreads;
-  static constexpr int kDecayPiece = 4;  // fewer, because an exponential costs more than a load
-  static constexpr int kDecayPieces = kWidth / kDecayPiece;
-  static constexpr int kDecaySlots = (kStageTokens * kDecayPieces + kThreads - 1) / kThreads;
+  static constexpr int kRaws = kPiece * sizeof(T) / sizeof(uint4);
 
-  TokenRows rows_[kSlots];
-  TokenRows decay_;
+  __device__ static __forceinline__ int piece(int slot) { return static_cast<int>(threadIdx.x) + slot * kThreads; }
+  __device__ static __forceinline__ int token(int slot) { return piece(slot) / kPieces % kStageTokens; }
+  __device__ static __forceinline__ int vector(int slot) { return piece(slot) / (kStageTokens * kPieces); }
+
+  __device__ __forceinline__ Four<T> four(int slot, int half) const {
+    if constexpr (sizeof(T) == 4) return {raw_[slot][half]};
+    else if (half == 0) return {make_uint2(raw_[slot][0].x, raw_[slot][0].y)};
+    else return {make_uint2(raw_[slot][0].z, raw_[slot][0].w)};
+  }
+
+  const char* from_[kSlots];
+  int64_t token_bytes_[kSlots];
+  uint4 raw_[kSlots][kRaws];
+};
+
+// The decay, of fp32 or the dtype T of the other vectors. Fewer columns a thread, because an exponential costs more than
+// a load.
+template <class T, int kWidth, int kThreads>
+class DecayLoads {
+ public:
+  __device__ __forceinline__ DecayLoads(const TokenRows& rows, bool is_float, Decay form, int size)
+      : token_bytes_(rows.token_bytes), is_float_(is_float), form_(form) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      const int column = piece(s) % kPieces * 4;
+      const bool exists = column < size && token(s) < kStageTokens;
+      from_[s] = exists ? rows.data + token(s) * token_bytes_ + column * (is_float ? 4 : sizeof(T)) : nullptr;
+    }
+  }
+
+  __device__ __forceinline__ void fetch(int first, int length) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      valid_[s] = from_[s] != nullptr && first + token(s) < length;
+      if (!valid_[s]) continue;
+      // Two loads to registers of their own: one of either width to the same would have to wait for the other.
+      const uint2* from = reinterpret_cast<const uint2*>(from_[s] + first * token_bytes_);
+      low_[s] = __ldg(from);
+      if (is_float_) high_[s] = __ldg(from + 1);
+    }
+  }
+
+  template <int kTokenFloats>
+  __device__ __forceinline__ void commit(float* to) const {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      if (token(s) >= kStageTokens) continue;
+      float4 out = make_float4(kKeepAll, kKeepAll, kKeepAll, kKeepAll);
+      if (valid_[s]) {
+        float w[4], kept[4];
+        unpack(s, w);
+        retentions(w, form_, kept);
+        out = make_float4(kept[0], kept[1], kept[2], kept[3]);
+      }
+      *reinterpret_cast<float4*>(to + token(s) * kTokenFloats + piece(s) % kPieces * 4) = out;
+    }
+  }
+
+ private:
+  static constexpr int kPieces = kWidth / 4;
+  static constexpr int kSlots = (kStageTokens * kPieces + kThreads - 1) / kThreads;
+
+  __device__ static __forceinline__ int piece(int slot) { return static_cast<int>(threadIdx.x) + slot * kThreads; }
+  __device__ static __forceinline__ int token(int slot) { return piece(slot) / kPieces; }
+
+  __device__ __forceinline__ void unpack(int slot, float (&w)[4]) const {
+    const Four<float> as_float = {make_uint4(low_[slot].x, low_[slot].y, high_[slot].x, high_[slot].y)};
+    if constexpr (sizeof(T) == 4) {
+      as_float.unpack(w);
+    } else {
+      if (is_float_) as_float.unpack(w);
+      else Four<T>{low_[slot]}.unpack(w);
+    }
+  }
+
+  const char* from_[kSlots];
+  int64_t token_bytes_;
+  bool is_float_;
   Decay form_;
-  int64_t length_;
-  int size_;
-  uint4 raw_[kSlots][2];
-  uint4 decay_raw_[kDecaySlots];
-  bool valid_[kDecaySlots];
+  uint2 low_[kSlots], high_[kSlots];
+  bool valid_[kSlots];
 };
 
 }  // namespace flash_rwkv::cuda

@@ -6,15 +6,70 @@
 
 namespace flash_rwkv::cuda {
 
-// Whether four neighbouring columns of a row can be loaded at once: decided on the host, the same for a launch.
-inline bool has_rows_of_four(const View& state) {
-  if (state.data == nullptr) return true;
+// How the rows of a state can be read and written: decided on the host, the same for a launch.
+enum class StateAccess : int { kAbsent, kFours, kElements };
+
+inline StateAccess access_of(const View& state) {
+  if (state.data == nullptr) return StateAccess::kAbsent;
   const int64_t bytes = state.dtype == DType::kFloat32 ? 4 : 2;
   const int64_t four = 4 * bytes;
-  bool fits = reinterpret_cast<uintptr_t>(state.data) % four == 0 && state.stride[3] == 1;
-  for (int i = 0; i < 3; ++i) fits = fits && state.stride[i] * bytes % four == 0;
-  return fits;
+  bool aligned = reinterpret_cast<uintptr_t>(state.data) % four == 0 && state.stride[3] == 1;
+  for (int i = 0; i < 3; ++i) aligned = aligned && state.stride[i] * bytes % four == 0;
+  return aligned ? StateAccess::kFours : StateAccess::kElements;
 }
+
+// Rows first_row, first_row + 1, … of one matrix of size · size.
+struct StateRows {
+  const View& view;
+  StateAccess access;
+  int64_t slot, head;
+  int first_row, size;
+
+  template <class T>
+  __device__ __forceinline__ T* at(int row, int column) const {
+    return static_cast<T*>(view.data) + slot * view.stride[0] + head * view.stride[1] +
+           (first_row + row) * view.stride[2] + column * view.stride[3];
+  }
+};
+
+// f(row, quad, column) for the fours of a tile that are inside the matrix.
+template <class Layout, class F>
+__device__ __forceinline__ void for_each_four(const StateRows& rows, const Layout& at, const F& f) {
+#pragma unroll
+  for (int i = 0; i < Layout::kRows; ++i)
+#pragma unroll
+    for (int q = 0; q < Layout::kQuads; ++q) {
+      const int column = at.column(q);
+      if (rows.first_row + i < rows.size && column < rows.size) f(i, q, column);
+    }
+}
+
+// A tile on its way: all its loads are in flight together, and nobody waits for them before unpack().
+template <class T, class Layout>
+struct StateLoads {
+  Four<T> fours[Layout::kRows][Layout::kQuads];
+
+  __device__ __forceinline__ void fetch(const StateRows& rows, const Layout& at) {
+#pragma unroll
+    for (int i = 0; i < Layout::kRows; ++i)
+#pragma unroll
+      for (int q = 0; q < Layout::kQuads; ++q) fours[i][q] = {};
+    if (rows.access == StateAccess::kAbsent) return;
+    for_each_four(rows, at, [&](int i, int q, int column) { fours[i][q] = load_four(rows.at<T>(i, column)); });
+  }
+
+  __device__ __forceinline__ void unpack(float (&x)[Layout::kRows][Layout::kColumns]) const {
+#pragma unroll
+    for (int i = 0; i < Layout::kRows; ++i)
+#pragma unroll
+      for (int q = 0; q < Layout::kQuads; ++q) {
+        float four[4];
+        fours[i][q].unpack(four);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) x[i][4 * q + c] = four[c];
+      }
+  }
+};
 
 template <class Layout>
 struct StateTile {
@@ -27,55 +82,52 @@ struct StateTile {
       for (int c = 0; c < Layout::kColumns; ++c) x[i][c] = 0.0f;
   }
 
-  // Rows first_row + i of matrix (slot, head), zeros beyond the head size. Rows of any layout, of any dtype.
-  __device__ __forceinline__ void load(const View& view, bool fours, int64_t slot, int64_t head, int first_row, int size,
-                                       const Layout& at) {
-    clear();
-    if (view.data == nullptr) return;
-    const int64_t matrix = slot * view.stride[0] + head * view.stride[1];
-#pragma unroll
-    for (int i = 0; i < Layout::kRows; ++i) {
-      const int row = first_row + i;
-#pragma unroll
-      for (int q = 0; q < Layout::kQuads; ++q) {
-        const int column = at.column(q);
-        if (row >= size || column >= size) continue;
-        float four[4];
-        if (fours) {
-          load_four(view.data, matrix + row * view.stride[2] + column, view.dtype, four);
-        } else {
-#pragma unroll
-          for (int c = 0; c < 4; ++c)
-            four[c] =
-                load_element(view.data, matrix + row * view.stride[2] + (column + c) * view.stride[3], view.dtype);
-        }
-#pragma unroll
-        for (int c = 0; c < 4; ++c) x[i][4 * q + c] = four[c];
-      }
-    }
+  // Zeros beyond the head size and where there is no state.
+  __device__ __forceinline__ void load(const StateRows& rows, const Layout& at) {
+    if (rows.access == StateAccess::kAbsent) return clear();
+    with_type(rows, [&](auto type) {
+      if (rows.access == StateAccess::kFours) load_fours<decltype(type)>(rows, at);
+      else load_elements<decltype(type)>(rows, at);
+    });
   }
 
-  __device__ __forceinline__ void store(const View& view, bool fours, int64_t slot, int64_t head, int first_row,
-                                        int size, const Layout& at) const {
-    const int64_t matrix = slot * view.stride[0] + head * view.stride[1];
-#pragma unroll
-    for (int i = 0; i < Layout::kRows; ++i) {
-      const int row = first_row + i;
-#pragma unroll
-      for (int q = 0; q < Layout::kQuads; ++q) {
-        const int column = at.column(q);
-        if (row >= size || column >= size) continue;
+  __device__ __forceinline__ void store(const StateRows& rows, const Layout& at) const {
+    with_type(rows, [&](auto type) {
+      using T = decltype(type);
+      for_each_four(rows, at, [&](int i, int q, int column) {
         const float four[4] = {x[i][4 * q], x[i][4 * q + 1], x[i][4 * q + 2], x[i][4 * q + 3]};
-        if (fours) {
-          store_four(view.data, matrix + row * view.stride[2] + column, view.dtype, four);
+        if (rows.access == StateAccess::kFours) {
+          store_four(rows.at<T>(i, column), four);
         } else {
 #pragma unroll
-          for (int c = 0; c < 4; ++c)
-            store_element(view.data, matrix + row * view.stride[2] + (column + c) * view.stride[3], view.dtype,
-                          four[c]);
+          for (int c = 0; c < 4; ++c) *rows.at<T>(i, column + c) = from_float<T>(four[c]);
         }
-      }
-    }
+      });
+    });
+  }
+
+ private:
+  template <class F>
+  __device__ static __forceinline__ void with_type(const StateRows& rows, const F& f) {
+    if (rows.view.dtype == DType::kFloat32) f(float());
+    else if (rows.view.dtype == DType::kBFloat16) f(__nv_bfloat16());
+    else f(__half());
+  }
+
+  template <class T>
+  __device__ __forceinline__ void load_fours(const StateRows& rows, const Layout& at) {
+    StateLoads<T, Layout> loads;
+    loads.fetch(rows, at);
+    loads.unpack(x);
+  }
+
+  template <class T>
+  __device__ __forceinline__ void load_elements(const StateRows& rows, const Layout& at) {
+    clear();
+    for_each_four(rows, at, [&](int i, int q, int column) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) x[i][4 * q + c] = to_float(*rows.at<T>(i, column + c));
+    });
   }
 };
 

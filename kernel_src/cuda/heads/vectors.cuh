@@ -1,80 +1,77 @@
-// Runs of elements of any dtype to fp32 and back. The dtype is known at run time: it is the same for a whole launch, so
-// asking costs little, and one kernel serves all dtypes.
+// Runs of four elements between memory and fp32: one access each, aligned to its size.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "wkv_params.h"
+#include "cuda/elements.cuh"
 
 namespace flash_rwkv::cuda {
 
-__device__ __forceinline__ int bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+// Four elements as they lie in memory. Loading and unpacking are two steps, so that loads can be in flight together.
+template <class T>
+struct Four;
 
-// The two elements of one 32-bit word, the first in the low half.
-__device__ __forceinline__ float2 unpack_pair(unsigned word, DType dtype) {
-  if (dtype == DType::kBFloat16) return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
-  return __half22float2(*reinterpret_cast<const __half2*>(&word));
-}
-
-__device__ __forceinline__ unsigned pack_pair(float low, float high, DType dtype) {
-  if (dtype == DType::kBFloat16) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const unsigned*>(&pair);
-  }
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const unsigned*>(&pair);
-}
-
-__device__ __forceinline__ void unpack(uint4 raw, DType dtype, float (&out)[4]) {
-  if (dtype == DType::kFloat32) {
+template <>
+struct Four<float> {
+  uint4 raw;
+  __device__ __forceinline__ void unpack(float (&out)[4]) const {
     out[0] = __uint_as_float(raw.x), out[1] = __uint_as_float(raw.y);
     out[2] = __uint_as_float(raw.z), out[3] = __uint_as_float(raw.w);
-    return;
   }
-  const float2 a = unpack_pair(raw.x, dtype), b = unpack_pair(raw.y, dtype);
-  out[0] = a.x, out[1] = a.y, out[2] = b.x, out[3] = b.y;
-}
-
-// raw[1] is used by fp32 only.
-__device__ __forceinline__ void unpack(const uint4 (&raw)[2], DType dtype, float (&out)[8]) {
-  if (dtype == DType::kFloat32) {
-    out[0] = __uint_as_float(raw[0].x), out[1] = __uint_as_float(raw[0].y);
-    out[2] = __uint_as_float(raw[0].z), out[3] = __uint_as_float(raw[0].w);
-    out[4] = __uint_as_float(raw[1].x), out[5] = __uint_as_float(raw[1].y);
-    out[6] = __uint_as_float(raw[1].z), out[7] = __uint_as_float(raw[1].w);
-    return;
+  __device__ static __forceinline__ Four pack(const float (&x)[4]) {
+    return {make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3]))};
   }
-  const float2 a = unpack_pair(raw[0].x, dtype), b = unpack_pair(raw[0].y, dtype);
-  const float2 c = unpack_pair(raw[0].z, dtype), d = unpack_pair(raw[0].w, dtype);
-  out[0] = a.x, out[1] = a.y, out[2] = b.x, out[3] = b.y;
-  out[4] = c.x, out[5] = c.y, out[6] = d.x, out[7] = d.y;
+};
+
+template <>
+struct Four<__nv_bfloat16> {
+  uint2 raw;
+  __device__ __forceinline__ void unpack(float (&out)[4]) const {
+    out[0] = __uint_as_float(raw.x << 16), out[1] = __uint_as_float(raw.x & 0xffff0000u);
+    out[2] = __uint_as_float(raw.y << 16), out[3] = __uint_as_float(raw.y & 0xffff0000u);
+  }
+  __device__ static __forceinline__ Four pack(const float (&x)[4]) {
+    const __nv_bfloat162 low = __floats2bfloat162_rn(x[0], x[1]), high = __floats2bfloat162_rn(x[2], x[3]);
+    return {make_uint2(*reinterpret_cast<const unsigned*>(&low), *reinterpret_cast<const unsigned*>(&high))};
+  }
+};
+
+template <>
+struct Four<__half> {
+  uint2 raw;
+  __device__ __forceinline__ void unpack(float (&out)[4]) const {
+    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&raw.x));
+    const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&raw.y));
+    out[0] = low.x, out[1] = low.y, out[2] = high.x, out[3] = high.y;
+  }
+  __device__ static __forceinline__ Four pack(const float (&x)[4]) {
+    const __half2 low = __floats2half2_rn(x[0], x[1]), high = __floats2half2_rn(x[2], x[3]);
+    return {make_uint2(*reinterpret_cast<const unsigned*>(&low), *reinterpret_cast<const unsigned*>(&high))};
+  }
+};
+
+template <class T>
+__device__ __forceinline__ Four<T> load_four(const T* from) {
+  return {*reinterpret_cast<const decltype(Four<T>::raw)*>(from)};
 }
 
-__device__ __forceinline__ float load_element(const void* data, int64_t index, DType dtype) {
-  if (dtype == DType::kFloat32) return static_cast<const float*>(data)[index];
-  if (dtype == DType::kBFloat16) return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[index]);
-  return __half2float(static_cast<const __half*>(data)[index]);
+// For memory that nobody writes while the kernel runs.
+template <class T>
+__device__ __forceinline__ Four<T> load_constant_four(const void* from) {
+  return {__ldg(reinterpret_cast<const decltype(Four<T>::raw)*>(from))};
 }
 
-__device__ __forceinline__ void store_element(void* data, int64_t index, DType dtype, float x) {
-  if (dtype == DType::kFloat32) static_cast<float*>(data)[index] = x;
-  else if (dtype == DType::kBFloat16) static_cast<__nv_bfloat16*>(data)[index] = __float2bfloat16_rn(x);
-  else static_cast<__half*>(data)[index] = __float2half_rn(x);
+template <class T>
+__device__ __forceinline__ void store_four(T* to, const float (&x)[4]) {
+  *reinterpret_cast<decltype(Four<T>::raw)*>(to) = Four<T>::pack(x).raw;
 }
 
-// Four elements side by side, aligned to their size.
-__device__ __forceinline__ void load_four(const void* data, int64_t index, DType dtype, float (&out)[4]) {
-  const char* from = static_cast<const char*>(data) + index * bytes_of(dtype);
-  if (dtype == DType::kFloat32) return unpack(*reinterpret_cast<const uint4*>(from), dtype, out);
-  const uint2 raw = *reinterpret_cast<const uint2*>(from);
-  unpack(make_uint4(raw.x, raw.y, 0, 0), dtype, out);
+__device__ __forceinline__ void store_pair(float* to, float x, float y) {
+  *reinterpret_cast<float2*>(to) = make_float2(x, y);
 }
-
-__device__ __forceinline__ void store_four(void* data, int64_t index, DType dtype, const float (&x)[4]) {
-  char* to = static_cast<char*>(data) + index * bytes_of(dtype);
-  if (dtype == DType::kFloat32) *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
-  else *reinterpret_cast<uint2*>(to) = make_uint2(pack_pair(x[0], x[1], dtype), pack_pair(x[2], x[3], dtype));
+__device__ __forceinline__ void store_pair(__nv_bfloat16* to, float x, float y) {
+  *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(x, y);
+}
+__device__ __forceinline__ void store_pair(__half* to, float x, float y) {
+  *reinterpret_cast<__half2*>(to) = __floats2half2_rn(x, y);
 }
 
 }  // namespace flash_rwkv::cuda

@@ -14,13 +14,13 @@ namespace {
 struct Wkv6Back {
   using Params = Wkv6Params;
   using Gradients = Wkv6Gradients;
-  static constexpr int kCheckpointRows = Wkv6::kCheckpointRows;
-  // What recomputing states takes comes first.
+  // What recomputing states takes comes first. Behind the plain vectors: the decay.
   enum Vector { kK, kV, kRecompute, kR = kRecompute, kDy, kVectors, kDecay = kVectors };
+  static constexpr int kSavedVectors = 0;
   enum Gradient { kDr, kDk, kDd, kGradients };
 
   __device__ static void token_rows_of(const Params& p, const Gradients& g, int64_t batch, int64_t begin, int64_t head,
-                                       const float*, int64_t, TokenRows (&rows)[kVectors]) {
+                                       TokenRows (&rows)[kVectors]) {
     rows[kK] = token_rows(p.k, batch, begin, head);
     rows[kV] = token_rows(p.v, batch, begin, head);
     rows[kR] = token_rows(p.r, batch, begin, head);
@@ -74,9 +74,9 @@ struct Wkv6Back {
       else all(Constant<false>());
     }
 
-    // dv: the sums that this lane owns. columns: sums over this thread's rows, a gradient.
-    __device__ __forceinline__ void token(const float* token, int row, const Tile& before, Tile& grad, float (&dv)[R],
-                                          float (&columns)[kGradients][C]) {
+    // dv: the sums that this lane owns. columns: sums over this thread's rows, a gradient. inside: not past the end.
+    __device__ __forceinline__ void token(const float* token, int row, bool inside, const Tile& before, Tile& grad,
+                                          float (&dv)[R], float (&columns)[kGradients][C]) {
       float k[C], r[C], d[C], dy[R], v[R];
       at.columns_of(token + kR * kWidth, r);
       at.columns_of(token + kK * kWidth, k);
@@ -96,7 +96,6 @@ struct Wkv6Back {
         const float of_u = __fmul_rn(q, k[c]);
         columns[kDr][c] = __fmul_rn(of_u, u[c]);
         columns[kDk][c] = __fmul_rn(__fmul_rn(q, r[c]), u[c]);
-        columns[kDd][c] = 0.0f;
         block_du[c] = fmaf(of_u, r[c], block_du[c]);
       }
       const auto all = [&](auto near) {
@@ -109,7 +108,7 @@ struct Wkv6Back {
             dv[i] = fmaf(gradient, k[c], dv[i]);
             columns[kDr][c] = fmaf(s, dy[i], columns[kDr][c]);
             columns[kDk][c] = fmaf(gradient, v[i], columns[kDk][c]);
-            columns[kDd][c] = fmaf(gradient, s, columns[kDd][c]);
+            add(columns[kDd][c], gradient, s, i == 0);
             grad.x[i][c] = fmaf(d[c], gradient, fmaf(dy[i], r[c], kept<decltype(near)::value>(d[c], gradient)));
           }
       };
@@ -117,7 +116,7 @@ struct Wkv6Back {
       else all(Constant<false>());
       Rows::reduce(dv);
 #pragma unroll
-      for (int c = 0; c < C; ++c) block_dd[c] += columns[kDd][c];
+      for (int c = 0; c < C; ++c) block_dd[c] += inside ? columns[kDd][c] : 0.0f;
     }
 
     __device__ __forceinline__ void end_of_block() {
@@ -134,13 +133,14 @@ struct Wkv6Back {
     __device__ __forceinline__ void finish(const Params& p, const Gradients& g, float* shared, int part,
                                            int64_t sequence, int64_t head) const {
       const int64_t to = ((part * p.sequences.count + sequence) * p.num_heads + head) * p.head_size;
-      add_rows<Shape>(shared, total_du, p.head_size, [&](int column, float sum) {
-        static_cast<float*>(g.du_sum)[to + column] = sum;
-      });
+      add_rows<Shape>(shared, total_du, p.head_size,
+                      [&](int column, float sum) { static_cast<float*>(g.du_sum)[to + column] = sum; });
       if (p.decay_per_token) return;
       add_rows<Shape>(shared, total_dd, p.head_size, [&](int column, float sum) {
-        const float w = load_element(p.w.data, head * p.w.stride[2] + column * p.w.stride[3], p.w.dtype);
-        static_cast<float*>(g.dw_sum)[to + column] = sum * decay_value(w, p.decay).derivative;
+        const float w = load_as_float(p.w.data, head * p.w.stride[2] + column * p.w.stride[3], p.w.dtype);
+        float dw[1] = {sum};
+        multiply_by_derivatives({w}, p.decay, dw);
+        static_cast<float*>(g.dw_sum)[to + column] = dw[0];
       });
     }
 

@@ -6,7 +6,4 @@ namespace flash_rwkv::cuda {
 
 cudaError_t wkv6_forward(const Wkv6Params& p, cudaStream_t stream) { return forward<Wkv6>(p, stream); }
 
-// A step is a short forward pass over the caller's own states.
-cudaError_t wkv6_step(const Wkv6Params& p, cudaStream_t stream) { return forward<Wkv6>(p, stream); }
-
 }  // namespace flash_rwkv::cuda

@@ -2,6 +2,7 @@
 //   y_i = sum_j r_j (S_ij + u_j k_j v_i);   S_ij <- d_j S_ij + v_i k_j.
 #pragma once
 
+#include "cuda/heads/decode.cuh"
 #include "cuda/heads/stage.cuh"
 #include "cuda/heads/state.cuh"
 
@@ -20,8 +21,41 @@ __device__ __forceinline__ void load_bonus(const View& u, int64_t head, int64_t 
 #pragma unroll
   for (int c = 0; c < Layout::kColumns; ++c) {
     const int column = at.column(c / 4) + c % 4;
-    out[c] = column < size ? load_element(u.data, head * u.stride[2] + column * u.stride[3], u.dtype) : 0.0f;
+    out[c] = column < size ? load_as_float(u.data, head * u.stride[2] + column * u.stride[3], u.dtype) : 0.0f;
   }
+}
+
+// sum_j r_j u_j k_j of these columns, the same for all rows.
+template <int kColumns>
+__device__ __forceinline__ float bonus_of(const float (&r)[kColumns], const float (&u)[kColumns],
+                                          const float (&k)[kColumns]) {
+  float sum;
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) add(sum, __fmul_rn(r[c], u[c]), k[c], c == 0);
+  return sum;
+}
+
+// y: the sums that this lane owns. They are inside the branch so that their shuffles overlap with the update.
+template <class Layout>
+__device__ __forceinline__ void wkv6_token(StateTile<Layout>& state, const float (&d)[Layout::kColumns],
+                                           const float (&k)[Layout::kColumns], const float (&r)[Layout::kColumns],
+                                           const float (&v)[Layout::kRows], float bonus, float (&y)[Layout::kRows]) {
+  const auto all = [&](auto near) {
+#pragma unroll
+    for (int i = 0; i < Layout::kRows; ++i) {
+      y[i] = __fmul_rn(v[i], bonus);
+#pragma unroll
+      for (int c = 0; c < Layout::kColumns; ++c) y[i] = fmaf(state.x[i][c], r[c], y[i]);
+    }
+    RowSums<Layout>::reduce(y);
+#pragma unroll
+    for (int i = 0; i < Layout::kRows; ++i)
+#pragma unroll
+      for (int c = 0; c < Layout::kColumns; ++c)
+        state.x[i][c] = wkv6_update<decltype(near)::value>(state.x[i][c], d[c], k[c], v[i]);
+  };
+  if (all_near_one(d)) all(Constant<true>());
+  else all(Constant<false>());
 }
 
 struct Wkv6 {
@@ -36,11 +70,12 @@ struct Wkv6 {
     rows[kR] = token_rows(p.r, batch, begin, head);
   }
 
+  static constexpr bool kLooksBack = false;
+
   template <class Layout>
   struct Forward {
     static constexpr int R = Layout::kRows;
     static constexpr int C = Layout::kColumns;
-    using Sums = RowSums<Layout>;
     Layout at;
     float u[C];
 
@@ -48,38 +83,38 @@ struct Wkv6 {
       load_bonus(p.u, head, p.head_size, at, u);
     }
 
-    // token: its vectors in shared memory. y: the sums that this lane owns.
-    __device__ __forceinline__ void token(const float* token, int row, StateTile<Layout>& state, float (&y)[R], float*,
-                                          int) {
+    // token: its vectors in shared memory. y: the sums that this lane
+    // owns.
+    __device__ __forceinline__ void token(const float* token, int row, StateTile<Layout>& state, float (&y)[R],
+                                          float*) const {
       constexpr int kWidth = Layout::kWidth;
       float d[C], k[C], r[C], v[R];
       at.columns_of(token + kDecay * kWidth, d);
       at.columns_of(token + kK * kWidth, k);
       at.columns_of(token + kR * kWidth, r);
       elements_of(token + kV * kWidth + row, v);
-      // sum_j r_j u_j k_j of these columns, the same for all rows
-      float bonus = __fmul_rn(__fmul_rn(r[0], u[0]), k[0]);
-#pragma unroll
-      for (int c = 1; c < C; ++c) bonus = fmaf(__fmul_rn(r[c], u[c]), k[c], bonus);
-#pragma unroll
-      for (int i = 0; i < R; ++i) y[i] = __fmul_rn(v[i], bonus);
-      if (all_near_one(d)) update<true>(state, d, k, r, v, y);
-      else update<false>(state, d, k, r, v, y);
-      Sums::reduce(y);
+      wkv6_token<Layout>(state, d, k, r, v, bonus_of(r, u, k), y);
+    }
+  };
+
+  template <class T, class Layout>
+  struct Decode {
+    float r[Layout::kColumns], d[Layout::kColumns], k[Layout::kColumns];
+    float bonus;
+
+    __device__ Decode(const Params& p, int64_t sequence, int64_t head, int size, const Layout& at) {
+      float u[Layout::kColumns];
+      load_columns<T>(p.k, sequence, head, size, at, k);
+      load_columns<T>(p.r, sequence, head, size, at, r);
+      load_bonus(p.u, head, size, at, u);
+      load_retentions<T>(p.w, p.decay, p.decay_per_token ? sequence : 0, head, size, at, d);
+      bonus = bonus_of(r, u, k);
     }
 
-    template <bool kAllNear>
-    __device__ static __forceinline__ void update(StateTile<Layout>& state, const float (&d)[C], const float (&k)[C],
-                                                  const float (&r)[C], const float (&v)[R], float (&y)[R]) {
-#pragma unroll
-      for (int i = 0; i < R; ++i) {
-#pragma unroll
-        for (int c = 0; c < C; ++c) {
-          float& s = state.x[i][c];
-          y[i] = fmaf(s, r[c], y[i]);
-          s = wkv6_update<kAllNear>(s, d[c], k[c], v[i]);
-        }
-      }
+    // y: the sums that this lane owns.
+    __device__ __forceinline__ void token(const float (&v)[Layout::kRows], StateTile<Layout>& state,
+                                          float (&y)[Layout::kRows]) const {
+      wkv6_token<Layout>(state, d, k, r, v, bonus, y);
     }
   };
 };

@@ -13,13 +13,12 @@ namespace {
 struct Wkv7Back {
   using Params = Wkv7Params;
   using Gradients = Wkv7Gradients;
-  static constexpr int kCheckpointRows = Wkv7::kCheckpointRows;
-  // What recomputing states takes comes first.
-  enum Vector { kK, kV, kB, kSa, kRecompute, kR = kRecompute, kA, kDy, kVectors, kDecay = kVectors };
+  // What recomputing states takes comes first. Behind the plain vectors: sa, which forward has saved, and the decay.
+  enum Vector { kK, kV, kB, kRecompute, kR = kRecompute, kA, kDy, kVectors, kSa = kVectors, kDecay };
+  static constexpr int kSavedVectors = 1;
   enum Gradient { kDr, kDk, kDd, kDa, kDb, kGradients };
 
   __device__ static void token_rows_of(const Params& p, const Gradients& g, int64_t batch, int64_t begin, int64_t head,
-                                       const float* checkpoints, int64_t checkpoint_stride,
                                        TokenRows (&rows)[kVectors]) {
     rows[kK] = token_rows(p.k, batch, begin, head);
     rows[kV] = token_rows(p.v, batch, begin, head);
@@ -27,10 +26,6 @@ struct Wkv7Back {
     rows[kR] = token_rows(p.r, batch, begin, head);
     rows[kA] = token_rows(p.a, batch, begin, head);
     rows[kDy] = token_rows(g.grad_y, batch, begin, head);
-    constexpr int64_t kBytes = sizeof(float);
-    rows[kSa].data = reinterpret_cast<const char*>(checkpoints + p.head_size * p.head_size);
-    rows[kSa].token_bytes = p.head_size * kBytes;
-    rows[kSa].block_bytes = checkpoint_stride * kBytes;
   }
 
   __device__ static bool has_gradient(const Params&, int) { return true; }
@@ -64,20 +59,12 @@ struct Wkv7Back {
       at.columns_of(token + kB * kWidth, b);
       elements_of(token + kV * kWidth + row, v);
       elements_of(token + kSa * kWidth + row, sa);
-      const auto all = [&](auto near) {
-#pragma unroll
-        for (int i = 0; i < R; ++i)
-#pragma unroll
-          for (int c = 0; c < C; ++c)
-            after.x[i][c] = wkv7_update<decltype(near)::value>(before.x[i][c], d[c], k[c], v[i], b[c], sa[i]);
-      };
-      if (all_near_one(d)) all(Constant<true>());
-      else all(Constant<false>());
+      wkv7_update_tile(before, after, d, k, b, v, sa);
     }
 
     // dv: the sums that this lane owns. columns: sums over this thread's rows, a gradient.
-    __device__ __forceinline__ void token(const float* token, int row, const Tile& before, Tile& grad, float (&dv)[R],
-                                          float (&columns)[kGradients][C]) const {
+    __device__ __forceinline__ void token(const float* token, int row, bool, const Tile& before, Tile& grad,
+                                          float (&dv)[R], float (&columns)[kGradients][C]) const {
       float k[C], b[C], r[C], d[C], dy[R], v[R], sa[R], dsa[R];
       at.columns_of(token + kR * kWidth, r);
       at.columns_of(token + kK * kWidth, k);
@@ -89,12 +76,7 @@ struct Wkv7Back {
       float owned_dsa[R];
       float sa_dy = 0.0f, v_dy = 0.0f;
 #pragma unroll
-      for (int c = 0; c < C; ++c) {
-        columns[kDr][c] = columns[kDk][c] = columns[kDd][c] = columns[kDa][c] = columns[kDb][c] = 0.0f;
-      }
-#pragma unroll
       for (int i = 0; i < R; ++i) {
-        dv[i] = owned_dsa[i] = 0.0f;
         sa_dy = fmaf(sa[i], dy[i], sa_dy);
         v_dy = fmaf(v[i], dy[i], v_dy);
 #pragma unroll
@@ -102,12 +84,12 @@ struct Wkv7Back {
           const float s = before.x[i][c];
           const float gradient = fmaf(dy[i], r[c], grad.x[i][c]);
           grad.x[i][c] = gradient;
-          owned_dsa[i] = fmaf(gradient, b[c], owned_dsa[i]);
-          dv[i] = fmaf(gradient, k[c], dv[i]);
-          columns[kDr][c] = fmaf(s, dy[i], columns[kDr][c]);
-          columns[kDk][c] = fmaf(gradient, v[i], columns[kDk][c]);
-          columns[kDb][c] = fmaf(gradient, sa[i], columns[kDb][c]);
-          columns[kDd][c] = fmaf(gradient, s, columns[kDd][c]);
+          add(owned_dsa[i], gradient, b[c], c == 0);
+          add(dv[i], gradient, k[c], c == 0);
+          add(columns[kDr][c], s, dy[i], i == 0);
+          add(columns[kDk][c], gradient, v[i], i == 0);
+          add(columns[kDb][c], gradient, sa[i], i == 0);
+          add(columns[kDd][c], gradient, s, i == 0);
         }
       }
       Rows::reduce(owned_dsa);
@@ -125,7 +107,7 @@ struct Wkv7Back {
         for (int i = 0; i < R; ++i)
 #pragma unroll
           for (int c = 0; c < C; ++c) {
-            columns[kDa][c] = fmaf(before.x[i][c], dsa[i], columns[kDa][c]);
+            add(columns[kDa][c], before.x[i][c], dsa[i], i == 0);
             const float gradient = grad.x[i][c];
             grad.x[i][c] = fmaf(d[c], gradient, fmaf(dsa[i], a[c], kept<decltype(near)::value>(d[c], gradient)));
           }

@@ -6,7 +6,4 @@ namespace flash_rwkv::cuda {
 
 cudaError_t wkv7_forward(const Wkv7Params& p, cudaStream_t stream) { return forward<Wkv7>(p, stream); }
 
-// A step is a short forward pass over the caller's own states.
-cudaError_t wkv7_step(const Wkv7Params& p, cudaStream_t stream) { return forward<Wkv7>(p, stream); }
-
 }  // namespace flash_rwkv::cuda

@@ -3,6 +3,7 @@
 // Backward finds sa again behind each saved state, so that recomputing states needs no sums.
 #pragma once
 
+#include "cuda/heads/decode.cuh"
 #include "cuda/heads/stage.cuh"
 #include "cuda/heads/state.cuh"
 
@@ -12,6 +13,33 @@ namespace flash_rwkv::cuda {
 template <bool kAllNear>
 __device__ __forceinline__ float wkv7_update(float s, float d, float k, float v, float b, float sa) {
   return fmaf(d, s, fmaf(sa, b, fmaf(v, k, kept<kAllNear>(d, s))));
+}
+
+// This thread's part of S x.
+template <class Layout>
+__device__ __forceinline__ void row_products(const StateTile<Layout>& state, const float (&x)[Layout::kColumns],
+                                             float (&out)[Layout::kRows]) {
+#pragma unroll
+  for (int i = 0; i < Layout::kRows; ++i)
+#pragma unroll
+    for (int c = 0; c < Layout::kColumns; ++c) add(out[i], state.x[i][c], x[c], c == 0);
+}
+
+// after = the state after a token, before = that before it; may be the same tile.
+template <class Layout>
+__device__ __forceinline__ void wkv7_update_tile(const StateTile<Layout>& before, StateTile<Layout>& after,
+                                                 const float (&d)[Layout::kColumns], const float (&k)[Layout::kColumns],
+                                                 const float (&b)[Layout::kColumns], const float (&v)[Layout::kRows],
+                                                 const float (&sa)[Layout::kRows]) {
+  const auto all = [&](auto near) {
+#pragma unroll
+    for (int i = 0; i < Layout::kRows; ++i)
+#pragma unroll
+      for (int c = 0; c < Layout::kColumns; ++c)
+        after.x[i][c] = wkv7_update<decltype(near)::value>(before.x[i][c], d[c], k[c], v[i], b[c], sa[i]);
+  };
+  if (all_near_one(d)) all(Constant<true>());
+  else all(Constant<false>());
 }
 
 struct Wkv7 {
@@ -28,58 +56,75 @@ struct Wkv7 {
     rows[kA] = token_rows(p.a, batch, begin, head);
   }
 
+  // y_t = S r is of the state after token t, where sa of the next token starts from too: both sums are taken together,
+  // at the next token, so that their shuffles overlap.
+  static constexpr bool kLooksBack = true;
+
   template <class Layout>
   struct Forward {
     static constexpr int R = Layout::kRows;
     static constexpr int C = Layout::kColumns;
     using Sums = RowSums<Layout>;
     Layout at;
+    float r[C] = {};  // of the token before
 
     __device__ Forward(const Params&, int64_t, const Layout& layout) : at(layout) {}
 
-    // token: its vectors in shared memory. y: the sums that this lane owns. saved_sa: where sa belongs, or nullptr.
+    // token: its vectors in shared memory. y: of the token before, the sums that this lane owns. saved_sa: where those of
+    // sa belong, or nullptr.
     __device__ __forceinline__ void token(const float* token, int row, StateTile<Layout>& state, float (&y)[R],
-                                          float* saved_sa, int owned_row) {
+                                          float* saved_sa) {
       constexpr int kWidth = Layout::kWidth;
       float a[C], owned[R], sa[R];
       at.columns_of(token + kA * kWidth, a);
-#pragma unroll
-      for (int i = 0; i < R; ++i) {
-        owned[i] = __fmul_rn(state.x[i][0], a[0]);
-#pragma unroll
-        for (int c = 1; c < C; ++c) owned[i] = fmaf(state.x[i][c], a[c], owned[i]);
-      }
+      row_products(state, a, owned);
+      row_products(state, r, y);
       Sums::reduce(owned);
-      if (saved_sa != nullptr && owned_row >= 0) {
+      Sums::reduce(y);
+      if (saved_sa != nullptr) {
 #pragma unroll
-        for (int i = 0; i < Sums::kOwned; ++i) saved_sa[owned_row + i] = owned[i];
+        for (int i = 0; i < Sums::kOwned; ++i) saved_sa[i] = owned[i];
       }
       Sums::share(owned, sa);
 
-      float d[C], k[C], b[C], r[C], v[R];
+      float d[C], k[C], b[C], v[R];
       at.columns_of(token + kDecay * kWidth, d);
       at.columns_of(token + kK * kWidth, k);
       at.columns_of(token + kB * kWidth, b);
-      at.columns_of(token + kR * kWidth, r);
       elements_of(token + kV * kWidth + row, v);
-      if (all_near_one(d)) update<true>(state, d, k, b, r, v, sa, y);
-      else update<false>(state, d, k, b, r, v, sa, y);
-      Sums::reduce(y);
+      at.columns_of(token + kR * kWidth, r);
+      wkv7_update_tile(state, state, d, k, b, v, sa);
     }
 
-    template <bool kAllNear>
-    __device__ static __forceinline__ void update(StateTile<Layout>& state, const float (&d)[C], const float (&k)[C],
-                                                  const float (&b)[C], const float (&r)[C], const float (&v)[R],
-                                                  const float (&sa)[R], float (&y)[R]) {
-#pragma unroll
-      for (int i = 0; i < R; ++i) {
-#pragma unroll
-        for (int c = 0; c < C; ++c) {
-          float& s = state.x[i][c];
-          s = wkv7_update<kAllNear>(s, d[c], k[c], v[i], b[c], sa[i]);
-          y[i] = c == 0 ? __fmul_rn(s, r[c]) : fmaf(s, r[c], y[i]);
-        }
-      }
+    // y of the last token.
+    __device__ __forceinline__ void last(const StateTile<Layout>& state, float (&y)[R]) const {
+      row_products(state, r, y);
+      Sums::reduce(y);
+    }
+  };
+
+  template <class T, class Layout>
+  struct Decode {
+    float r[Layout::kColumns], d[Layout::kColumns], k[Layout::kColumns], a[Layout::kColumns], b[Layout::kColumns];
+
+    __device__ Decode(const Params& p, int64_t sequence, int64_t head, int size, const Layout& at) {
+      load_columns<T>(p.a, sequence, head, size, at, a);
+      load_columns<T>(p.b, sequence, head, size, at, b);
+      load_columns<T>(p.k, sequence, head, size, at, k);
+      load_columns<T>(p.r, sequence, head, size, at, r);
+      load_retentions<T>(p.w, p.decay, sequence, head, size, at, d);
+    }
+
+    // y: the sums that this lane owns.
+    __device__ __forceinline__ void token(const float (&v)[Layout::kRows], StateTile<Layout>& state,
+                                          float (&y)[Layout::kRows]) const {
+      float owned[Layout::kRows], sa[Layout::kRows];
+      row_products(state, a, owned);
+      RowSums<Layout>::reduce(owned);
+      RowSums<Layout>::share(owned, sa);
+      wkv7_update_tile(state, state, d, k, b, v, sa);
+      row_products(state, r, y);
+      RowSums<Layout>::reduce(y);
     }
   };
 };

@@ -1,0 +1,136 @@
+// One token a sequence, in place: what counts is that the states pass through the device once and nothing waits.
+//
+// A warp owns some value rows of one head. It loads the token's vectors once, into registers, and takes its rows a few
+// at a time, the next ones loading while it deals with these. The arithmetic is that of the forward pass, row by row, so
+// the results are the same to the last bit.
+#pragma once
+
+#include "cuda/heads/device.h"
+#include "cuda/heads/stage.cuh"
+#include "cuda/heads/state.cuh"
+
+namespace flash_rwkv::cuda {
+
+constexpr int kDecodeWarps = 4;  // a block; they have nothing to do with each other
+
+template <int kWidth>
+using DecodeLayout = TileLayout<kWidth / 8, 8, 4>;
+
+struct DecodePlan {
+  int warps_a_head;
+  int tiles_a_warp;  // of DecodeLayout::kWarpRows rows
+};
+
+// This lane's columns of a vector of one token.
+template <class T, class Layout>
+__device__ __forceinline__ void load_columns(const View& view, int64_t sequence, int64_t head, int size,
+                                             const Layout& at, float (&out)[Layout::kColumns]) {
+  const T* const from = static_cast<const T*>(view.data) + sequence * view.stride[0] + head * view.stride[2];
+#pragma unroll
+  for (int q = 0; q < Layout::kQuads; ++q) {
+    float four[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (at.column(q) < size) load_constant_four<T>(from + at.column(q)).unpack(four);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) out[4 * q + c] = four[c];
+  }
+}
+
+template <class T, class Layout>
+__device__ __forceinline__ void load_retentions(const View& w, Decay form, int64_t sequence, int64_t head, int size,
+                                                const Layout& at, float (&out)[Layout::kColumns]) {
+  float raw[Layout::kColumns];
+  if (w.dtype == DType::kFloat32) load_columns<float>(w, sequence, head, size, at, raw);
+  else load_columns<T>(w, sequence, head, size, at, raw);
+  retentions(raw, form, out);
+}
+
+// Op::Decode says what a token does to a tile, with the columns of the token in registers. S: dtype of the states.
+template <class Op, class T, class S, int kWidth>
+__global__ void __launch_bounds__(kWarp* kDecodeWarps, 4)
+    decode_kernel(const __grid_constant__ typename Op::Params p, const __grid_constant__ DecodePlan plan) {
+  using Layout = DecodeLayout<kWidth>;
+  using Sums = RowSums<Layout>;
+  constexpr int R = Layout::kRows;
+  const Layout at;
+  const int64_t warp = int64_t{blockIdx.x} * kDecodeWarps + threadIdx.x / kWarp;
+  const int64_t unit = warp / plan.warps_a_head;
+  if (unit >= p.sequences.count * p.num_heads) return;
+  const int64_t head = unit % p.num_heads;
+  const int64_t sequence = unit / p.num_heads;
+  const int size = static_cast<int>(p.head_size);
+  const int64_t slot = p.slots ? p.slots[sequence] : sequence;
+  const bool known_slot = p.slots == nullptr || (slot >= 0 && slot < p.num_states);
+  const int first_tile = static_cast<int>(warp % plan.warps_a_head) * plan.tiles_a_warp;
+  const auto rows_of = [&](int tile) {
+    const int first_row = (first_tile + tile) * Layout::kWarpRows + at.row_group * R;
+    return StateRows{p.state, known_slot ? StateAccess::kFours : StateAccess::kAbsent, slot, head, first_row, size};
+  };
+
+  StateLoads<S, Layout> next;
+  next.fetch(rows_of(0), at);
+  const typename Op::template Decode<T, Layout> op(p, sequence, head, size, at);
+  const int64_t vector_at = sequence * p.v.stride[0] + head * p.v.stride[2];
+  T* const y_at = static_cast<T*>(p.y.data) + sequence * p.y.stride[0] + head * p.y.stride[2];
+#pragma unroll 1
+  for (int tile = 0; tile < plan.tiles_a_warp; ++tile) {
+    StateTile<Layout> state;
+    next.unpack(state.x);
+    const StateRows rows = rows_of(tile);
+    if (tile + 1 < plan.tiles_a_warp) next.fetch(rows_of(tile + 1), at);
+    float v[R], y[R];
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+      const int row = rows.first_row + i;
+      v[i] = row < size ? to_float(static_cast<const T*>(p.v.data)[vector_at + row]) : 0.0f;
+    }
+    op.token(v, state, y);
+    if (known_slot) {
+      for_each_four(rows, at, [&](int i, int q, int column) {
+        const float four[4] = {state.x[i][4 * q], state.x[i][4 * q + 1], state.x[i][4 * q + 2], state.x[i][4 * q + 3]};
+        store_four(rows.at<S>(i, column), four);
+      });
+    }
+    const int y_row = rows.first_row + Sums::owned();
+    if (!Sums::owns_first()) continue;
+#pragma unroll
+    for (int i = 0; i < Sums::kOwned; ++i) {
+      if (y_row + i < size) y_at[y_row + i] = from_float<T>(known_slot ? y[i] : __int_as_float(0x7fc00000));
+    }
+  }
+}
+
+template <class Op, class T, class S, int kWidth>
+cudaError_t launch_decode(const typename Op::Params& p, cudaStream_t stream) {
+  constexpr int kTileRows = DecodeLayout<kWidth>::kWarpRows;
+  const int64_t tiles = (p.head_size + kTileRows - 1) / kTileRows;
+  const int64_t units = p.sequences.count * p.num_heads;
+  // A warp for every tile, until each place for a warp on the device is taken a few times over.
+  constexpr int64_t kWarpsPerProcessor = 3 * 16;
+  const int64_t wanted = kWarpsPerProcessor * device_attribute(cudaDevAttrMultiProcessorCount);
+  int64_t tiles_a_warp = 1;
+  while (2 * tiles_a_warp <= tiles && units * tiles / (2 * tiles_a_warp) >= wanted) tiles_a_warp *= 2;
+  const int64_t warps_a_head = (tiles + tiles_a_warp - 1) / tiles_a_warp;
+  const int64_t blocks = (units * warps_a_head + kDecodeWarps - 1) / kDecodeWarps;
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const DecodePlan plan = {static_cast<int>(warps_a_head), static_cast<int>(tiles_a_warp)};
+  decode_kernel<Op, T, S, kWidth><<<static_cast<unsigned>(blocks), kWarp * kDecodeWarps, 0, stream>>>(p, plan);
+  return cudaGetLastError();
+}
+
+// Of states whose rows can be read four elements at a time.
+template <class Op>
+cudaError_t decode(const typename Op::Params& p, cudaStream_t stream) {
+  return dispatch_dtype(p.r.dtype, [&](auto type) {
+    return dispatch_dtype(p.state.dtype, [&](auto state_type) {
+      using T = decltype(type);
+      using S = decltype(state_type);
+      if (p.head_size <= 32) return launch_decode<Op, T, S, 32>(p, stream);
+      if (p.head_size <= 64) return launch_decode<Op, T, S, 64>(p, stream);
+      if (p.head_size <= 128) return launch_decode<Op, T, S, 128>(p, stream);
+      return launch_decode<Op, T, S, 256>(p, stream);
+    });
+  });
+}
+
+}  // namespace flash_rwkv::cuda
