@@ -39,15 +39,22 @@ struct Sequences {
   int64_t checkpoint_tokens = kCheckpointTokens;
 
   FLASH_RWKV_ALWAYS_INLINE int64_t batch(int64_t s) const { return cu_seqlens ? 0 : s; }
-  FLASH_RWKV_ALWAYS_INLINE int64_t begin(int64_t s) const { return cu_seqlens ? cu_seqlens[s] : 0; }
+  FLASH_RWKV_ALWAYS_INLINE int64_t begin(int64_t s) const { return cu_seqlens ? offset(s) : 0; }
   FLASH_RWKV_ALWAYS_INLINE int64_t length(int64_t s) const {
-    return cu_seqlens ? cu_seqlens[s + 1] - cu_seqlens[s] : tokens;
+    return cu_seqlens ? offset(s + 1) - offset(s) : tokens;
   }
 
   // First checkpoint of sequence s. Packed sequences are placed by a bound that needs no sum over the others.
   FLASH_RWKV_ALWAYS_INLINE int64_t first_checkpoint(int64_t s) const {
-    if (cu_seqlens) return cu_seqlens[s] / checkpoint_tokens + s;
+    if (cu_seqlens) return offset(s) / checkpoint_tokens + s;
     return s * ((tokens + checkpoint_tokens - 1) / checkpoint_tokens);
+  }
+
+ private:
+  // Inside the tensors whatever cu_seqlens holds: on CUDA nobody reads it before the kernels do.
+  FLASH_RWKV_ALWAYS_INLINE int64_t offset(int64_t i) const {
+    const int64_t value = cu_seqlens[i];
+    return value < 0 ? 0 : value > tokens ? tokens : value;
   }
 };
 

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from tests.helpers.measure import assert_accurate, error, run
-from tests.helpers.operators import OPERATORS, Operator, call, make_inputs, slice_batch, slice_tokens, step
+from tests.helpers.operators import (
+    HEAD_OPERATORS,
+    OPERATORS,
+    Operator,
+    call,
+    make_inputs,
+    slice_batch,
+    slice_tokens,
+    step,
+)
 
 pytestmark = pytest.mark.cuda_only
 
@@ -300,3 +309,18 @@ def test_gradients_beyond_32_bits(kernel, device, free_memory_afterwards, operat
     y, _ = call(kernel, operator, {**end, "v": leaf})
     (expected,) = torch.autograd.grad(y.sum(), leaf)
     assert error(tail, expected) <= 4e-3 * expected.double().norm().item()
+
+
+@pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
+@pytest.mark.parametrize(
+    "bounds", [[0, 10**9, 20], [-5, 7, 20], [0, 15, 3], [2**31 - 1, -(2**31), 9]], ids=str
+)
+def test_offsets_outside_the_tokens(kernel, device, operator, bounds) -> None:
+    """The host does not read cu_seqlens: wrong ones give wrong results, but nothing outside the tensors is touched."""
+    inputs = make_inputs(operator, batch=1, tokens=20, size=64, sequences=2, device=device)
+    guards = [torch.full((1 << 20,), 3.0, device=device) for _ in range(4)]
+    run(kernel, operator, inputs, cu_seqlens=torch.tensor(bounds, dtype=torch.int32, device=device))
+    torch.cuda.synchronize()
+    assert all((guard == 3).all() for guard in guards)
+    right = torch.tensor([0, 20, 20], dtype=torch.int32, device=device)
+    assert_accurate(kernel, operator, inputs, cu_seqlens=right)
