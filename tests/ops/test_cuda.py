@@ -126,6 +126,7 @@ def test_forward_and_backward_in_a_graph(kernel, device, operator) -> None:
         return [y, state, *torch.autograd.grad((y.square().sum(), state.sum()), list(leaves.values()))]
 
     stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         expected = [x.detach().clone() for x in training_step()]
     stream.synchronize()

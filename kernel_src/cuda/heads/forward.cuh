@@ -133,6 +133,13 @@ __global__ void __launch_bounds__(ForwardShape<kWidth, kRows>::kThreads,
     op.last(state, y);
     if (length > 0) write_y(y);
   }
+  if (Op::kCheckpointRows > 0 && checkpoint != nullptr && writes_y) {
+    // Rows of tokens past the end, so that what is saved is the same in every run.
+    for (int row = length % kCudaCheckpointTokens; row > 0 && row < kCudaCheckpointTokens; ++row) {
+#pragma unroll
+      for (int i = 0; i < Sums::kOwned; ++i) checkpoint[(size + row) * size + y_row + i] = 0.0f;
+    }
+  }
   if (known_slot) state.store({p.final_state, plan.final_state, slot, head, first_row, size}, at);
 }
 
