@@ -33,8 +33,8 @@ struct BackwardShape {
   using Layout = TileLayout<kWidth / kColumns, kColumns, kElements / kColumns>;
   static constexpr int kThreads = kWarp * kWarps;
   static constexpr int kBlockRows = kWarps * Layout::kWarpRows;
-  // The largest size has no room for loads behind the arithmetic.
-  static constexpr int kBuffers = kWidth == 256 ? 1 : 2;
+  // One where two would not fit beside the rest.
+  static constexpr int kBuffers = kWidth == 256 || (kWidth == 128 && kWarps == 1) ? 1 : 2;
   static constexpr int kBlocksPerProcessor = 8 / kWarps;  // leaves a thread 255 registers
 };
 
@@ -61,8 +61,11 @@ __device__ __forceinline__ void recall(StateTile<Layout>& tile, const float4* fr
 }
 
 // Shared memory of a block, in floats. A token is its plain vectors, those that forward saved, and the decay.
-template <class Op, class Shape>
+template <class Op, class T, class Shape>
 struct BackwardMemory {
+  using Vectors = VectorLoads<T, Op::kVectors, Shape::kWidth, Shape::kThreads>;
+  using Saved = VectorLoads<float, 1, Shape::kWidth, Shape::kThreads, true>;
+  using Decays = DecayLoads<T, Shape::kWidth, Shape::kThreads>;
   static constexpr int kToken = (Op::kVectors + Op::kSavedVectors + 1) * Shape::kWidth;
   static constexpr int kStage = kStageTokens * kToken;
   static constexpr int kStaged = Shape::kBuffers * kStage;
@@ -72,6 +75,13 @@ struct BackwardMemory {
   static constexpr int kWarpSums = kStageTokens * kTokenSums;
   static constexpr int kSums = Shape::kWarps * kWarpSums;
   static constexpr int kBytes = (kStaged + kKept + kSums) * static_cast<int>(sizeof(float));
+  static constexpr int kSavedBytes = Op::kSavedVectors > 0 ? Saved::kSharedBytes : 0;
+  static constexpr int kBytesInFlight = Vectors::kSharedBytes + kSavedBytes + Decays::kSharedBytes;
+
+  // Devices without background copies do without the memory for them.
+  static int bytes() {
+    return kBytes + (device_attribute(cudaDevAttrComputeCapabilityMajor) >= 8 ? kBytesInFlight : 0);
+  }
 };
 
 template <class Op, class T, class Shape>
@@ -79,7 +89,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
     backward_kernel(const __grid_constant__ typename Op::Params p, const __grid_constant__ typename Op::Gradients g,
                     const __grid_constant__ PartsPlan plan) {
   using Layout = typename Shape::Layout;
-  using Memory = BackwardMemory<Op, Shape>;
+  using Memory = BackwardMemory<Op, T, Shape>;
   using Columns = ColumnSums<Layout>;
   using Rows = RowSums<Layout>;
   constexpr int kThreads = Shape::kThreads;
@@ -115,11 +125,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
   // --- Tokens
   TokenRows rows[Op::kVectors];
   Op::token_rows_of(p, g, batch, begin, head, rows);
-  VectorLoads<T, Op::kVectors, kWidth, kThreads> vectors(rows, size);
+  char* const in_flight = reinterpret_cast<char*>(shared) + Memory::kBytes;
+  typename Memory::Vectors vectors(rows, size, in_flight);
   const TokenRows saved_rows[1] = {{reinterpret_cast<const char*>(checkpoints + size * size), saved_row_bytes}};
-  VectorLoads<float, 1, kWidth, kThreads> saved(saved_rows, size);
-  DecayLoads<T, kWidth, kThreads> decay(token_rows(p.w, batch, begin, head), p.w.dtype == DType::kFloat32, p.decay,
-                                        size);
+  typename Memory::Saved saved(saved_rows, size, in_flight + Memory::Vectors::kSharedBytes);
+  typename Memory::Decays decay(token_rows(p.w, batch, begin, head), p.w.dtype == DType::kFloat32, p.decay, size,
+                                in_flight + Memory::Vectors::kSharedBytes + Memory::kSavedBytes);
   const auto fetch = [&](int block, int group, int count) {
     const int first = block * kCudaCheckpointTokens + group * kStageTokens;
     vectors.fetch(first, length, count);
@@ -127,6 +138,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
     decay.fetch(first, length);
   };
   const auto commit = [&](float* to, int count) {
+    wait_for_loads();
     vectors.template commit<Memory::kToken>(to, count);
     if constexpr (Op::kSavedVectors > 0) saved.template commit<Memory::kToken>(to + Op::kVectors * kWidth, 1);
     decay.template commit<Memory::kToken>(to + (Op::kVectors + Op::kSavedVectors) * kWidth);
@@ -181,6 +193,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
     const View checkpoint = {checkpoints + block * checkpoint_stride, DType::kFloat32, {0, 0, size, 1}};
     const StateRows checkpoint_rows = {checkpoint, StateAccess::kFours, 0, 0, first_row, size};
     state.load(checkpoint_rows, at);
+    if (block > 0) prefetch_matrix<kThreads>(checkpoints + (block - 1) * checkpoint_stride, size);
 #pragma unroll 1
     for (int step = 0; step < kSteps; ++step) {
       const int group = group_of(step);
@@ -256,9 +269,9 @@ Split split_of(const typename Op::Params& p) {
 
 template <class Op, class T, class Shape>
 cudaError_t launch_backward(const typename Op::Params& p, const typename Op::Gradients& g, cudaStream_t stream) {
-  constexpr int kBytes = BackwardMemory<Op, Shape>::kBytes;
+  const int bytes = BackwardMemory<Op, T, Shape>::bytes();
   const auto kernel = backward_kernel<Op, T, Shape>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   const Split split = split_of<Op, Shape>(p);
   for (int64_t first = 0; first < p.num_heads; first += split.heads_at_a_time) {
@@ -273,7 +286,7 @@ cudaError_t launch_backward(const typename Op::Params& p, const typename Op::Gra
     const int64_t blocks = p.sequences.count * plan.num_heads * split.parts;
     if (blocks == 0) return cudaSuccess;
     if (blocks > INT32_MAX || p.sequences.tokens > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
-    kernel<<<static_cast<unsigned>(blocks), Shape::kThreads, kBytes, stream>>>(p, g, plan);
+    kernel<<<static_cast<unsigned>(blocks), Shape::kThreads, bytes, stream>>>(p, g, plan);
     if ((error = cudaGetLastError()) != cudaSuccess) return error;
     if (split.parts > 1 && (error = add_parts<Op, T>(p, g, plan, stream)) != cudaSuccess) return error;
   }
@@ -288,7 +301,7 @@ auto with_backward_shape(const typename Op::Params& p, const F& f) {
   const int64_t heads = p.sequences.count * p.num_heads;
   const bool many = 2 * heads >= device_attribute(cudaDevAttrMultiProcessorCount);
   const auto sized = [&](auto large, auto small) {
-    if (many && BackwardMemory<Op, decltype(large)>::kBytes <= memory) return f(large);
+    if (many && BackwardMemory<Op, float, decltype(large)>::bytes() <= memory) return f(large);
     return f(small);
   };
   if (p.head_size <= 32) return f(BackwardShape<32, 1>());

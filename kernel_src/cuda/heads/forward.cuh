@@ -22,6 +22,7 @@ struct ForwardShape {
                                                                  : 4;
   static constexpr int kThreads = kWarp * kWarps;
   static constexpr int kBlockRows = kWarps * Layout::kWarpRows;
+  static constexpr int kBuffers = kWidth == 256 ? 1 : 2;          // 48 KiB of shared memory hold no more
   static constexpr int kWarpsPerProcessor = kRows == 8 ? 8 : 16;  // leaves a thread 255 or 128 registers
 };
 
@@ -40,9 +41,13 @@ __global__ void __launch_bounds__(ForwardShape<kWidth, kRows>::kThreads,
   using Sums = RowSums<Layout>;
   constexpr int kTokenFloats = (Op::kVectors + 1) * kWidth;  // the decay comes last
   constexpr int kStageFloats = kStageTokens * kTokenFloats;
-  __shared__ float4 shared[2 * kStageFloats / 4];
+  using Vectors = VectorLoads<T, Op::kVectors, kWidth, Shape::kThreads>;
+  using Decays = DecayLoads<T, kWidth, Shape::kThreads>;
+  __shared__ float4 shared[Shape::kBuffers * kStageFloats / 4];
+  __shared__ uint4 vectors_in_flight[Vectors::kSharedBytes / sizeof(uint4)];
+  __shared__ uint4 decay_in_flight[Decays::kSharedBytes / sizeof(uint4)];
   float* current = reinterpret_cast<float*>(shared);
-  float* next = current + kStageFloats;
+  float* next = current + (Shape::kBuffers - 1) * kStageFloats;
 
   // --- Which rows of which head of which sequence
   const Layout at;
@@ -62,14 +67,15 @@ __global__ void __launch_bounds__(ForwardShape<kWidth, kRows>::kThreads,
   // --- Loads of the first tokens, then of the state, all in flight at once
   TokenRows rows[Op::kVectors];
   Op::token_rows_of(p, batch, begin, head, rows);
-  VectorLoads<T, Op::kVectors, kWidth, Shape::kThreads> vectors(rows, size);
-  DecayLoads<T, kWidth, Shape::kThreads> decay(token_rows(p.w, batch, begin, head), p.w.dtype == DType::kFloat32,
-                                               p.decay, size);
+  Vectors vectors(rows, size, reinterpret_cast<char*>(vectors_in_flight));
+  Decays decay(token_rows(p.w, batch, begin, head), p.w.dtype == DType::kFloat32, p.decay, size,
+               reinterpret_cast<char*>(decay_in_flight));
   const auto fetch = [&](int first) {
     vectors.fetch(first, length, Op::kVectors);
     decay.fetch(first, length);
   };
   const auto commit = [&](float* to) {
+    wait_for_loads();
     vectors.template commit<kTokenFloats>(to, Op::kVectors);
     decay.template commit<kTokenFloats>(to + Op::kVectors * kWidth);
   };
@@ -122,6 +128,7 @@ __global__ void __launch_bounds__(ForwardShape<kWidth, kRows>::kThreads,
       if (extra != nullptr) extra += size;
       if (!Op::kLooksBack || first + t > 0) write_y(y);
     }
+    if constexpr (Shape::kBuffers == 1) __syncthreads();
     if (more) commit(next);
     __syncthreads();
     float* const swapped = current;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cuda/heads/decay.cuh"
+#include "cuda/heads/in_flight.cuh"
 #include "cuda/heads/vectors.cuh"
 
 namespace flash_rwkv::cuda {
@@ -27,11 +28,22 @@ __device__ __forceinline__ TokenRows token_rows(const View& view, int64_t batch,
   return {static_cast<const char*>(view.data) + first * bytes, view.stride[1] * bytes};
 }
 
-// kVectors vectors of dtype T and of up to kWidth columns, shared out to kThreads threads.
-template <class T, int kVectors, int kWidth, int kThreads>
+// kVectors vectors of dtype T and of up to kWidth columns, shared out to kThreads threads; from the last thread on
+// where kFromLast, so that several of these burden all threads alike.
+template <class T, int kVectors, int kWidth, int kThreads, bool kFromLast = false>
 class VectorLoads {
+ private:
+  static constexpr int kPiece = 8;  // elements that a thread loads at a time; head sizes are multiples of it
+  static constexpr int kPieces = kWidth / kPiece;
+  static constexpr int kSlots = (kVectors * kStageTokens * kPieces + kThreads - 1) / kThreads;
+  static constexpr int kWords = kPiece * sizeof(T) / sizeof(uint4);
+  using Words = InFlight<uint4, kSlots * kWords, kThreads>;
+
  public:
-  __device__ __forceinline__ VectorLoads(const TokenRows (&rows)[kVectors], int size) {
+  static constexpr int kSharedBytes = Words::kSharedBytes;
+
+  // shared: of kSharedBytes.
+  __device__ __forceinline__ VectorLoads(const TokenRows (&rows)[kVectors], int size, char* shared) : words_(shared) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       const int column = piece(s) % kPieces * kPiece;
@@ -51,17 +63,15 @@ class VectorLoads {
   __device__ __forceinline__ void fetch(int first, int length, int vectors, int64_t skip = 0) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      const bool wanted = from_[s] != nullptr && vector(s) < vectors && first + token(s) < length;
-#pragma unroll
-      for (int i = 0; i < kRaws; ++i) raw_[s][i] = make_uint4(0, 0, 0, 0);
-      if (!wanted) continue;
+      if (vector(s) >= vectors) continue;
+      const bool wanted = from_[s] != nullptr && first + token(s) < length;
       const uint4* from = reinterpret_cast<const uint4*>(from_[s] + first * token_bytes_[s] + skip);
 #pragma unroll
-      for (int i = 0; i < kRaws; ++i) raw_[s][i] = __ldg(from + i);
+      for (int i = 0; i < kWords; ++i) words_.fetch(s * kWords + i, from + i, wanted);
     }
   }
 
-  // `to`: the first of these vectors in shared memory, in a token of kTokenFloats floats.
+  // `to`: the first of these vectors in shared memory, in a token of kTokenFloats floats. wait_for_loads() comes before.
   template <int kTokenFloats>
   __device__ __forceinline__ void commit(float* to, int vectors) const {
 #pragma unroll
@@ -79,36 +89,47 @@ class VectorLoads {
   }
 
  private:
-  static constexpr int kPiece = 8;  // elements that a thread loads at a time; head sizes are multiples of it
-  static constexpr int kPieces = kWidth / kPiece;
-  static constexpr int kSlots = (kVectors * kStageTokens * kPieces + kThreads - 1) / kThreads;
-  static constexpr int kRaws = kPiece * sizeof(T) / sizeof(uint4);
-
-  __device__ static __forceinline__ int piece(int slot) { return static_cast<int>(threadIdx.x) + slot * kThreads; }
+  __device__ static __forceinline__ int piece(int slot) {
+    const int thread = static_cast<int>(threadIdx.x);
+    return (kFromLast ? kThreads - 1 - thread : thread) + slot * kThreads;
+  }
   __device__ static __forceinline__ int token(int slot) { return piece(slot) / kPieces % kStageTokens; }
   __device__ static __forceinline__ int vector(int slot) { return piece(slot) / (kStageTokens * kPieces); }
 
   __device__ __forceinline__ Four<T> four(int slot, int half) const {
-    if constexpr (sizeof(T) == 4) return {raw_[slot][half]};
-    else if (half == 0) return {make_uint2(raw_[slot][0].x, raw_[slot][0].y)};
-    else return {make_uint2(raw_[slot][0].z, raw_[slot][0].w)};
+    if constexpr (sizeof(T) == 4) {
+      return {words_.get(2 * slot + half)};
+    } else {
+      const uint4 word = words_.get(slot);
+      return {half == 0 ? make_uint2(word.x, word.y) : make_uint2(word.z, word.w)};
+    }
   }
 
   const char* from_[kSlots];
   int64_t token_bytes_[kSlots];
-  uint4 raw_[kSlots][kRaws];
+  Words words_;
 };
 
-// The decay, of fp32 or the dtype T of the other vectors. Fewer columns a thread, because an exponential costs more than
-// a load.
+// The decay, of fp32 or the dtype T of the other vectors, shared out evenly, because an exponential costs more than a
+// load.
 template <class T, int kWidth, int kThreads>
 class DecayLoads {
+ private:
+  static constexpr int kPiece = kStageTokens * kWidth > 2 * kThreads ? 4 : 2;
+  static constexpr int kPieces = kWidth / kPiece;
+  static constexpr int kSlots = (kStageTokens * kPieces + kThreads - 1) / kThreads;
+  // Words of the narrower dtype; one of fp32 takes two.
+  using Word = Run<kPiece * 2>;
+  using Words = InFlight<typename Word::type, 2 * kSlots, kThreads>;
+
  public:
-  __device__ __forceinline__ DecayLoads(const TokenRows& rows, bool is_float, Decay form, int size)
-      : token_bytes_(rows.token_bytes), is_float_(is_float), form_(form) {
+  static constexpr int kSharedBytes = Words::kSharedBytes;
+
+  __device__ __forceinline__ DecayLoads(const TokenRows& rows, bool is_float, Decay form, int size, char* shared)
+      : token_bytes_(rows.token_bytes), is_float_(is_float), form_(form), words_(shared) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      const int column = piece(s) % kPieces * 4;
+      const int column = piece(s) % kPieces * kPiece;
       const bool exists = column < size && token(s) < kStageTokens;
       from_[s] = exists ? rows.data + token(s) * token_bytes_ + column * (is_float ? 4 : sizeof(T)) : nullptr;
     }
@@ -118,11 +139,9 @@ class DecayLoads {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       valid_[s] = from_[s] != nullptr && first + token(s) < length;
-      if (!valid_[s]) continue;
-      // Two loads to registers of their own: one of either width to the same would have to wait for the other.
-      const uint2* from = reinterpret_cast<const uint2*>(from_[s] + first * token_bytes_);
-      low_[s] = __ldg(from);
-      if (is_float_) high_[s] = __ldg(from + 1);
+      const auto* from = reinterpret_cast<const typename Word::type*>(from_[s] + first * token_bytes_);
+      words_.fetch(2 * s, from, valid_[s]);
+      if (is_float_) words_.fetch(2 * s + 1, from + 1, valid_[s]);
     }
   }
 
@@ -131,39 +150,33 @@ class DecayLoads {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       if (token(s) >= kStageTokens) continue;
-      float4 out = make_float4(kKeepAll, kKeepAll, kKeepAll, kKeepAll);
+      float kept[kPiece];
+#pragma unroll
+      for (int i = 0; i < kPiece; ++i) kept[i] = kKeepAll;
       if (valid_[s]) {
-        float w[4], kept[4];
-        unpack(s, w);
+        float w[kPiece];
+        if (sizeof(T) == 4 || is_float_) {
+          Word::unpack_floats(words_.get(2 * s), words_.get(2 * s + 1), w);
+        } else {
+          Word::template unpack<T>(words_.get(2 * s), w);
+        }
         retentions(w, form_, kept);
-        out = make_float4(kept[0], kept[1], kept[2], kept[3]);
       }
-      *reinterpret_cast<float4*>(to + token(s) * kTokenFloats + piece(s) % kPieces * 4) = out;
+      float* out = to + token(s) * kTokenFloats + piece(s) % kPieces * kPiece;
+#pragma unroll
+      for (int i = 0; i < kPiece; i += 2) *reinterpret_cast<float2*>(out + i) = make_float2(kept[i], kept[i + 1]);
     }
   }
 
  private:
-  static constexpr int kPieces = kWidth / 4;
-  static constexpr int kSlots = (kStageTokens * kPieces + kThreads - 1) / kThreads;
-
   __device__ static __forceinline__ int piece(int slot) { return static_cast<int>(threadIdx.x) + slot * kThreads; }
   __device__ static __forceinline__ int token(int slot) { return piece(slot) / kPieces; }
-
-  __device__ __forceinline__ void unpack(int slot, float (&w)[4]) const {
-    const Four<float> as_float = {make_uint4(low_[slot].x, low_[slot].y, high_[slot].x, high_[slot].y)};
-    if constexpr (sizeof(T) == 4) {
-      as_float.unpack(w);
-    } else {
-      if (is_float_) as_float.unpack(w);
-      else Four<T>{low_[slot]}.unpack(w);
-    }
-  }
 
   const char* from_[kSlots];
   int64_t token_bytes_;
   bool is_float_;
   Decay form_;
-  uint2 low_[kSlots], high_[kSlots];
+  Words words_;
   bool valid_[kSlots];
 };
 

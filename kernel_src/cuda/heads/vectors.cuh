@@ -64,6 +64,36 @@ __device__ __forceinline__ void store_four(T* to, const float (&x)[4]) {
   *reinterpret_cast<decltype(Four<T>::raw)*>(to) = Four<T>::pack(x).raw;
 }
 
+// A run of kBytes bytes as one word, of elements of two bytes each; of fp32, two words are as many elements.
+template <int kBytes>
+struct Run;
+
+template <>
+struct Run<4> {
+  using type = unsigned;
+  template <class T>
+  __device__ static __forceinline__ void unpack(unsigned word, float (&out)[2]) {
+    float four[4];
+    Four<T>{make_uint2(word, 0)}.unpack(four);
+    out[0] = four[0], out[1] = four[1];
+  }
+  __device__ static __forceinline__ void unpack_floats(unsigned first, unsigned second, float (&out)[2]) {
+    out[0] = __uint_as_float(first), out[1] = __uint_as_float(second);
+  }
+};
+
+template <>
+struct Run<8> {
+  using type = uint2;
+  template <class T>
+  __device__ static __forceinline__ void unpack(uint2 word, float (&out)[4]) {
+    Four<T>{word}.unpack(out);
+  }
+  __device__ static __forceinline__ void unpack_floats(uint2 first, uint2 second, float (&out)[4]) {
+    Four<float>{make_uint4(first.x, first.y, second.x, second.y)}.unpack(out);
+  }
+};
+
 __device__ __forceinline__ void store_pair(float* to, float x, float y) {
   *reinterpret_cast<float2*>(to) = make_float2(x, y);
 }
