@@ -155,11 +155,7 @@ class DecayLoads {
       for (int i = 0; i < kPiece; ++i) kept[i] = kKeepAll;
       if (valid_[s]) {
         float w[kPiece];
-        if (sizeof(T) == 4 || is_float_) {
-          Word::unpack_floats(words_.get(2 * s), words_.get(2 * s + 1), w);
-        } else {
-          Word::template unpack<T>(words_.get(2 * s), w);
-        }
+        unpack(s, w);
         retentions(w, form_, kept);
       }
       float* out = to + token(s) * kTokenFloats + piece(s) % kPieces * kPiece;
@@ -171,6 +167,15 @@ class DecayLoads {
  private:
   __device__ static __forceinline__ int piece(int slot) { return static_cast<int>(threadIdx.x) + slot * kThreads; }
   __device__ static __forceinline__ int token(int slot) { return piece(slot) / kPieces; }
+
+  __device__ __forceinline__ void unpack(int slot, float (&w)[kPiece]) const {
+    if constexpr (sizeof(T) == 4) {
+      Word::unpack_floats(words_.get(2 * slot), words_.get(2 * slot + 1), w);
+    } else {
+      if (is_float_) Word::unpack_floats(words_.get(2 * slot), words_.get(2 * slot + 1), w);
+      else Word::template unpack<T>(words_.get(2 * slot), w);
+    }
+  }
 
   const char* from_[kSlots];
   int64_t token_bytes_;
