@@ -40,9 +40,7 @@ struct Sequences {
 
   FLASH_RWKV_ALWAYS_INLINE int64_t batch(int64_t s) const { return cu_seqlens ? 0 : s; }
   FLASH_RWKV_ALWAYS_INLINE int64_t begin(int64_t s) const { return cu_seqlens ? offset(s) : 0; }
-  FLASH_RWKV_ALWAYS_INLINE int64_t length(int64_t s) const {
-    return cu_seqlens ? offset(s + 1) - offset(s) : tokens;
-  }
+  FLASH_RWKV_ALWAYS_INLINE int64_t length(int64_t s) const { return cu_seqlens ? offset(s + 1) - offset(s) : tokens; }
 
   // First checkpoint of sequence s. Packed sequences are placed by a bound that needs no sum over the others.
   FLASH_RWKV_ALWAYS_INLINE int64_t first_checkpoint(int64_t s) const {
