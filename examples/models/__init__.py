@@ -1,0 +1,1 @@
+"""Model repositories for the Hub, and the way from official weights to them."""

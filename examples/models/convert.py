@@ -1,0 +1,126 @@
+"""`python -m examples.models.convert MODEL.pth FOLDER`: BlinkDL's RWKV-7 weights as a model repository."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+import torch
+from rich.progress import track
+from safetensors.torch import save_file
+
+from . import layout
+
+TEMPLATE = Path(__file__).parent / "rwkv7"
+SHARD_BYTES = 4 * 2**30
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def convert(
+    checkpoint: Path,
+    folder: Path,
+    *,
+    vocabulary: Path | None = None,
+    kernel_revision: str | None = None,
+    dtype: str = "bfloat16",
+    shard_bytes: int = SHARD_BYTES,
+) -> layout.Sizes:
+    """Write a model repository from a checkpoint, one shard in memory at a time.
+
+    Args:
+        checkpoint: a `.pth` of tensors, names as in BlinkDL/RWKV-LM; nothing else in it is run.
+        folder: where the repository goes; made when missing.
+        vocabulary: the world vocabulary's file, for the tokenizer.
+        kernel_revision: the full sha of the kernel's commit that the model's code names.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`.
+        shard_bytes: when to begin another file of weights.
+
+    Raises:
+        ValueError: another version of RWKV, a name or shape that does not fit, or not a full sha.
+    """
+    if kernel_revision is not None and not re.fullmatch("[0-9a-f]{40}", kernel_revision):
+        raise ValueError(f"the kernel's revision must be a full commit sha, got {kernel_revision!r}")
+    tensors = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    size = layout.sizes(tensors)
+    shapes = layout.expected(size)
+    layout.check(tensors, shapes)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in TEMPLATE.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    config = json.loads((TEMPLATE / "config.json").read_text())
+    config |= {**asdict(size), "dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if kernel_revision is not None:
+        pin_kernel(folder, kernel_revision)
+    if vocabulary is not None:
+        shutil.copyfile(vocabulary, folder / "rwkv_vocab.txt")
+    _write_weights(tensors, shapes, folder, DTYPES[dtype], shard_bytes)
+    return size
+
+
+def pin_kernel(folder: Path, revision: str) -> None:
+    """Write the kernel's commit into a repository's code."""
+    path = folder / "kernel_rwkv7.py"
+    text, count = re.subn(
+        r'^REVISION = "[0-9a-f]{40}"$', f'REVISION = "{revision}"', path.read_text(), flags=re.M
+    )
+    if count != 1:
+        raise ValueError(f"{path} names no kernel's revision")
+    path.write_text(text)
+
+
+def _write_weights(
+    tensors, shapes: layout.Shapes, folder: Path, dtype: torch.dtype, shard_bytes: int
+) -> None:
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name in sorted(shapes):
+        room -= tensors[name].numel() * dtype.itemsize
+        if room < 0 and shards[-1]:
+            shards.append([])
+            room = shard_bytes - tensors[name].numel() * dtype.itemsize
+        shards[-1].append(name)
+    index: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = (
+            f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+        )
+        part = {}
+        for name in track(names, description=file):
+            part[layout.name_in_model(name)] = tensors[name].reshape(shapes[name]).to(dtype, copy=True)
+        save_file(part, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(part, file)
+    if len(shards) > 1:
+        total = sum(tensors[name].numel() for name in shapes) * dtype.itemsize
+        content = {"metadata": {"total_size": total}, "weight_map": index}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+@click.command(help=__doc__)
+@click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--vocabulary", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="for the tokenizer"
+)
+@click.option("--kernel-revision", help="full sha of the kernel's commit that the model names")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="bfloat16", show_default=True)
+def main(
+    checkpoint: Path, folder: Path, vocabulary: Path | None, kernel_revision: str | None, dtype: str
+) -> None:
+    try:
+        size = convert(
+            checkpoint, folder, vocabulary=vocabulary, kernel_revision=kernel_revision, dtype=dtype
+        )
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{folder}: {size.num_hidden_layers} layers of {size.hidden_size} channels")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What an RWKV-7 model remembers of the tokens so far: of constant size, however many there were."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .configuration_rwkv7 import Rwkv7Config
+
+
+class Rwkv7Cache:
+    """The states of all layers; the model updates it.
+
+    Attributes:
+        wkv: a layer, `[B, H, N_value, N_key]`, float32: the state of the operator (value-major).
+        attention_token: a layer, `[B, C]`: the last input of time mixing.
+        channel_token: a layer, `[B, C]`: the last input of channel mixing.
+    """
+
+    is_compileable = False
+
+    def __init__(self, config: Rwkv7Config, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        size, layers = config.head_size, range(config.num_hidden_layers)
+        matrix, row = (batch, config.num_heads, size, size), (batch, config.hidden_size)
+        self.wkv = [torch.zeros(matrix, device=device, dtype=torch.float32) for _ in layers]
+        self.attention_token = [torch.zeros(row, device=device, dtype=dtype) for _ in layers]
+        self.channel_token = [torch.zeros(row, device=device, dtype=dtype) for _ in layers]
+        self._tokens = 0
+
+    def __len__(self) -> int:
+        return len(self.wkv)
+
+    def note_tokens(self, count: int) -> None:
+        """Count tokens that the states have seen."""
+        self._tokens += count
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen, padding among them."""
+        return self._tokens
+
+    def get_max_length(self) -> int:
+        """-1: there is no limit."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._map(torch.zeros_like)
+        self._tokens = 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row b becomes what row `beam_idx[b]` was."""
+        self._map(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    batch_select_indices = reorder_cache
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times."""
+        self._map(lambda tensor: tensor.repeat_interleave(repeats, 0))
+
+    def _map(self, function) -> None:
+        for tensors in (self.wkv, self.attention_token, self.channel_token):
+            tensors[:] = [function(tensor) for tensor in tensors]

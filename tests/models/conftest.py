@@ -1,0 +1,67 @@
+"""A model repository converted from a small random checkpoint, loaded as a user loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+# Only where `requirements/models.txt` is installed.
+if not all(map(find_spec, ("transformers", "safetensors", "rwkv"))):
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `.pth` as BlinkDL's."""
+    from tests.models.checkpoints import random_checkpoint
+
+    path = tmp_path_factory.mktemp("official") / "small.pth"
+    torch.save(random_checkpoint(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home for the copies that transformers makes of models' code; one for all, as it imports from there."""
+    from transformers import dynamic_module_utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("modules")
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
+        patch.syspath_prepend(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def environment(modules: Path, kernel_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Models get this checkout's kernel, or an error."""
+    from examples.models.rwkv7.kernel_rwkv7 import REPOSITORY
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_KERNELS", f"{REPOSITORY}={kernel_path}")
+        patch.setenv("FLASH_RWKV_STRICT", "1")
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, environment) -> Path:
+    """The converted model, in float32."""
+    from examples.models.convert import convert
+    from tests.models.checkpoints import write_vocabulary
+
+    folder = tmp_path_factory.mktemp("repository")
+    vocabulary = write_vocabulary(folder / "vocabulary.txt")
+    convert(checkpoint, folder / "small", vocabulary=vocabulary, dtype="float32")
+    return folder / "small"
+
+
+@pytest.fixture
+def model(repository: Path, kernel):
+    """The model on the kernel."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True).eval()

@@ -1,0 +1,68 @@
+"""Conversion: every name and shape is checked, and other versions are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from examples.models.convert import convert, main
+from tests.models.checkpoints import random_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("blocks.1.att.w2"), "blocks.1.att.w2 is missing"),
+        (lambda t: t.update({"blocks.1.att.extra": torch.ones(1)}), "blocks.1.att.extra is unknown"),
+        (lambda t: t.update({"blocks.2.ffn.x_k": torch.ones(95)}), r"x_k must be \[96\], got \[95\]"),
+        (lambda t: t.update({"blocks.0.ffn.s_emb.weight": torch.ones(1)}), "7, with deep embeddings"),
+        (lambda t: t.pop("blocks.0.att.r_k"), "only RWKV-7 checkpoints.*version 5"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message: str, tmp_path: Path) -> None:
+    tensors = random_checkpoint()
+    change(tensors)
+    torch.save(tensors, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path / "bad.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_version_is_refused_with_a_message(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(1)}, tmp_path / "other.pth")
+    result = CliRunner().invoke(main, [str(tmp_path / "other.pth"), str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "version unknown" in result.output
+
+
+def test_a_branch_is_no_revision_of_the_kernel(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="full commit sha, got 'main'"):
+        convert(checkpoint, tmp_path / "out", kernel_revision="main")
+
+
+def test_shards_hold_the_same_weights(checkpoint: Path, repository: Path, tmp_path: Path) -> None:
+    convert(checkpoint, tmp_path, dtype="float32", kernel_revision="ab" * 20, shard_bytes=300_000)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 2
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    assert f'REVISION = "{"ab" * 20}"' in (tmp_path / "kernel_rwkv7.py").read_text()
+    parts = [load_file(file) for file in files]
+    whole = load_file(repository / "model.safetensors")
+    assert sum(map(len, parts)) == len(whole)
+    for part in parts:
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in part.items())
+
+
+def test_the_unread_tensors_of_the_first_layer_are_left_out(tmp_path: Path) -> None:
+    tensors = random_checkpoint()
+    for part in range(3):
+        tensors[f"blocks.0.att.v{part}"] = tensors[f"blocks.1.att.v{part}"].clone()
+    torch.save(tensors, tmp_path / "official.pth")
+    convert(tmp_path / "official.pth", tmp_path / "out")
+    assert not [
+        name for name in load_file(tmp_path / "out" / "model.safetensors") if "blocks.0.att.v0" in name
+    ]

@@ -1,0 +1,87 @@
+"""Which kernel a model runs: the one that its code names, whatever its configuration says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import kernels
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from examples.models.convert import pin_kernel
+from examples.models.rwkv7 import kernel_rwkv7
+
+EVIL = "evil/kernel"
+
+
+@pytest.fixture
+def fresh(repository: Path, tmp_path: Path) -> Path:
+    """A copy whose code has not loaded a kernel yet."""
+    return Path(shutil.copytree(repository, tmp_path / f"fresh_{tmp_path.name}"))
+
+
+def load(folder: Path):
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+
+
+def unavailable(*_, **__):
+    raise ConnectionError("no route to the Hub")
+
+
+def test_a_configuration_cannot_name_the_kernel(fresh: Path, kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha = "1" * 40
+    pin_kernel(fresh, sha)
+    config = json.loads((fresh / "config.json").read_text())
+    for name in ("REPOSITORY", "repository", "kernel", "kernel_repository", "kernel_config", "repo_id"):
+        config[name] = EVIL
+    config |= {"REVISION": "main", "revision": "main", "trust_remote_code": True, "_operators": EVIL}
+    (fresh / "config.json").write_text(json.dumps(config))
+    asked = []
+    monkeypatch.setattr(kernels, "get_kernel", lambda *a, **k: asked.append((a, k)) or kernel)
+    load(fresh)
+    name = kernel_rwkv7.REPOSITORY
+    assert name == "flash-rwkv/flash-rwkv"
+    assert asked == [((name,), {"revision": sha, "trust_remote_code": [name]})]
+
+
+def test_without_a_kernel_it_warns_once_and_gives_the_same(
+    model, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLASH_RWKV_STRICT")
+    monkeypatch.setattr(kernels, "get_kernel", unavailable)
+    ids = torch.randint(300, (2, 9))
+    with pytest.warns(RuntimeWarning, match="plain PyTorch.*no route to the Hub") as caught:
+        plain = load(fresh)
+    assert len([each for each in caught if each.category is RuntimeWarning]) == 1
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error", RuntimeWarning)
+        load(fresh)
+        torch.testing.assert_close(plain(ids).logits, model(ids).logits, rtol=0, atol=1e-4)
+        options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+        assert torch.equal(plain.generate(ids, **options), model.generate(ids, **options))
+
+
+def test_strict_means_an_error(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "get_kernel", unavailable)
+    monkeypatch.setenv("FLASH_RWKV_STRICT", "1")
+    with pytest.raises(RuntimeError, match=r"FLASH_RWKV_STRICT=1.*no route to the Hub"):
+        load(fresh)
+
+
+def test_gradients_of_plain_pytorch_are_the_kernels(kernel) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 7, 2, 16) for _ in range(6)]
+    inputs[4] = torch.nn.functional.normalize(inputs[4], dim=-1)
+    state = torch.randn(2, 2, 16, 16)
+    results = []
+    for function in (kernel_rwkv7.plain_wkv7, kernel.wkv7):
+        leaves = [each.clone().requires_grad_() for each in (*inputs, state)]
+        y, final = function(*leaves, decay="sigmoid")
+        (y.square().sum() + final.square().sum()).backward()
+        results.append([y, final, *(each.grad for each in leaves)])
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(plain, ours, rtol=1e-4, atol=1e-3)

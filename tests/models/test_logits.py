@@ -1,0 +1,76 @@
+"""The logits of a converted model are those of the PyPI package `rwkv` for the same weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from examples.models import layout
+from examples.models.convert import convert
+from tests.models.checkpoints import SIZES, random_checkpoint
+
+# In a process of its own: the package reads its settings when it is imported, and changes Torch's.
+OFFICIAL = """
+import sys, torch
+from rwkv.model import RWKV
+model = RWKV(model=sys.argv[1].removesuffix(".pth"), strategy="cpu fp32")
+tokens = torch.load(sys.argv[2]).tolist()
+whole, state = model.forward(tokens, None, full_output=True)
+singles, state = [], None
+for token in tokens:
+    logits, state = model.forward([token], state)
+    singles.append(logits.clone())
+torch.save((whole, torch.stack(singles)), sys.argv[3])
+"""
+OTHER = layout.Sizes(
+    vocab_size=70,
+    hidden_size=128,
+    num_hidden_layers=2,
+    head_size=64,
+    intermediate_size=512,
+    decay_rank=24,
+    rate_rank=8,
+    value_rank=8,
+    gate_rank=16,
+)
+
+
+@pytest.mark.parametrize("size", [SIZES, OTHER], ids=["heads of 32", "heads of 64"])
+@torch.no_grad()
+def test_logits_agree_with_the_package_rwkv(size: layout.Sizes, environment, kernel, tmp_path: Path) -> None:
+    pytest.importorskip("rwkv")
+    tensors = random_checkpoint(size, seed=size.hidden_size)
+    torch.save(tensors, tmp_path / "official.pth")
+    tokens = torch.randint(size.vocab_size, (37,))
+    torch.save(tokens, tmp_path / "tokens.pt")
+    command = [
+        sys.executable,
+        "-c",
+        OFFICIAL,
+        *(str(tmp_path / name) for name in ("official.pth", "tokens.pt", "y")),
+    ]
+    settings = {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    whole, singles = torch.load(tmp_path / "y")
+    assert whole.std() > 0.5
+
+    convert(tmp_path / "official.pth", tmp_path / f"model{size.hidden_size}", dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / f"model{size.hidden_size}", trust_remote_code=True
+    )
+    prefill = model(tokens[None]).logits[0]
+    cache, steps = None, []
+    for token in tokens:
+        output = model(token[None, None], past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        steps.append(output.logits[0, 0])
+    for ours in (prefill, torch.stack(steps)):
+        for theirs in (whole, singles):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
