@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home for the copies that transformers makes of models' code; one for all, as it imports from there."""
+    """A home for the copies that transformers makes of models' code, and imports from."""
     from transformers import dynamic_module_utils
 
     with pytest.MonkeyPatch.context() as patch:
