@@ -90,7 +90,8 @@ def wkv6(
             Default: zeros. With cu_seqlens ``[S, H, N_value, N_key]``.
         decay: ``"exp"`` (default): d = e^(-e^w), RWKV-5's and 6's raw form; ``"log"``: d = e^w;
             ``"sigmoid"``: d = e^(-e^(-1/2) sigmoid(w)), RWKV-7's.
-        cu_seqlens: int32 ``[S + 1]``, from 0 to T: sequences packed into one row, B = 1; lengths may be 0.
+        cu_seqlens: int32 ``[S + 1]``, from 0 to T: sequences packed into one row, B = 1; lengths may be 0. On
+            CUDA the values are not checked, since that would wait for the device; wrong ones give wrong results.
         algorithm: ``"auto"`` (default), ``"recurrent"`` (token by token, bitwise the same however tokens are
             split over calls, batched or packed) or ``"chunk"`` (matrix form on tensor cores; not on the CPU).
 
@@ -153,8 +154,7 @@ def wkv4_step_(
         k, v: ``[B, C]`` (one token a sequence) or ``[B, T, C]`` (a few).
         w, u: ``[C]``.
         state: ``[P, 3, C]``, float32, bfloat16 or float16 (float64 for float64 inputs); **updated in place**.
-        slots: int32 ``[B]``, distinct: the row of each sequence. Default: row b for sequence b, P = B. Rows
-            that are not named stay as they are, bit for bit.
+        slots: int32 ``[B]``, as in :func:`wkv6_step_`.
 
     Returns: y in the shape and dtype of k. Raises: as :func:`wkv4`; nothing is changed then.
     """
@@ -206,7 +206,8 @@ def wkv6_step_(
         state: ``[P, H, N_value, N_key]``, float32, bfloat16 or float16 (float64 for float64 inputs);
             **updated in place**. Arithmetic is in float32 whatever the pool holds.
         slots: int32 ``[B]``, distinct: the row of each sequence. Default: row b for sequence b, P = B. Rows
-            that are not named stay as they are, bit for bit.
+            that are not named stay as they are, bit for bit. On CUDA the values are not checked; one outside
+            the pool changes nothing and gives NaN.
         decay: as in :func:`wkv6`.
 
     Returns: y in the shape and dtype of r. Raises: as :func:`wkv6`; nothing is changed then.
