@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-
-# Only where `requirements/models.txt` is installed.
-if not all(map(find_spec, ("transformers", "safetensors", "rwkv"))):
-    collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture(scope="session")

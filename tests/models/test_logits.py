@@ -44,7 +44,6 @@ OTHER = layout.Sizes(
 @pytest.mark.parametrize("size", [SIZES, OTHER], ids=["heads of 32", "heads of 64"])
 @torch.no_grad()
 def test_logits_agree_with_the_package_rwkv(size: layout.Sizes, environment, kernel, tmp_path: Path) -> None:
-    pytest.importorskip("rwkv")
     tensors = random_checkpoint(size, seed=size.hidden_size)
     torch.save(tensors, tmp_path / "official.pth")
     tokens = torch.randint(size.vocab_size, (37,))
