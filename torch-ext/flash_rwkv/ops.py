@@ -91,7 +91,7 @@ def wkv6(
         decay: ``"exp"`` (default): d = e^(-e^w), RWKV-5's and 6's raw form; ``"log"``: d = e^w;
             ``"sigmoid"``: d = e^(-e^(-1/2) sigmoid(w)), RWKV-7's.
         cu_seqlens: int32 ``[S + 1]``, from 0 to T: sequences packed into one row, B = 1; lengths may be 0. On
-            CUDA the values are not checked, since that would wait for the device; wrong ones give wrong results.
+            CUDA the values are not checked, which would mean to wait for the device; results are wrong then.
         algorithm: ``"auto"`` (default), ``"recurrent"`` (token by token, bitwise the same however tokens are
             split over calls, batched or packed) or ``"chunk"`` (matrix form on tensor cores; not on the CPU).
 
