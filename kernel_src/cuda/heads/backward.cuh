@@ -1,18 +1,19 @@
-// Backward pass of the recurrences with a matrix state, token by token.
+// Backward pass of the recurrences with a matrix state, four tokens at a time.
 //
 // A block of threads owns some value rows of one head. Forward has saved the state before every 16th token. Blocks of
 // 16 tokens are taken from the last to the first:
-//   1. from the saved state forward through the first twelve tokens, keeping the state before every fourth in shared
-//      memory;
-//   2. back from the last token to the first, in pairs: the state before a pair is worked out from the nearest kept
-//      one, that between the pair from it, and G, the gradient of the state, goes back one token at a time.
-// Nothing is divided by a decay. Sums over rows, for the gradients of what belongs to columns, are formed by each warp
-// and added up in the order of the warps, and of the blocks where several share a head: no atomics.
+//   1. from the saved state forward through the first three groups of four tokens, keeping the states between them in
+//      shared memory;
+//   2. back through the four groups, the last first. G, the gradient of the state, stays in registers throughout.
+// group.cuh says what happens within a group. Nothing is divided by a decay. Sums over rows are formed by each warp and
+// added up in the order of the warps, and of the blocks where several share a head: no atomics.
 //
-// Op says what a token does: see wkv6/backward.cu and wkv7/backward.cu.
+// Op says what the state is read and written with: see wkv6/backward.cu and wkv7/backward.cu.
 #pragma once
 
+#include "cuda/heads/column_gradients.cuh"
 #include "cuda/heads/device.h"
+#include "cuda/heads/group.cuh"
 #include "cuda/heads/parts.cuh"
 #include "cuda/heads/stage.cuh"
 #include "cuda/heads/state.cuh"
@@ -20,16 +21,16 @@
 
 namespace flash_rwkv::cuda {
 
-constexpr int kGroups = kCudaCheckpointTokens / kStageTokens;
+constexpr int kGroups = kCudaCheckpointTokens / kGroup;
 
-// Rows of the state by the warps of a block; lanes share a row, four columns each (eight at the largest size). Thirty-two
-// elements of the state a thread make good use of what is loaded from shared memory.
-template <int kWidth_, int kWarps_>
+// Rows of the state by the warps of a block; lanes share a row, four columns each (eight at the largest size). kElements of
+// the state a thread: 32 make good use of what is loaded from shared memory, 8 give more warps where heads are few.
+template <int kWidth_, int kWarps_, int kElements_ = 32>
 struct BackwardShape {
   static constexpr int kWidth = kWidth_;
   static constexpr int kWarps = kWarps_;
+  static constexpr int kElements = kElements_;
   static constexpr int kColumns = kWidth == 256 ? 8 : 4;
-  static constexpr int kElements = 32;
   using Layout = TileLayout<kWidth / kColumns, kColumns, kElements / kColumns>;
   static constexpr int kThreads = kWarp * kWarps;
   static constexpr int kBlockRows = kWarps * Layout::kWarpRows;
@@ -60,21 +61,37 @@ __device__ __forceinline__ void recall(StateTile<Layout>& tile, const float4* fr
     }
 }
 
-// Shared memory of a block, in floats. A token is its plain vectors, those that forward saved, and the decay.
+// Shared memory of a block, in floats. A token is its plain vectors, those that forward saved, the decay, and the
+// derivative of the decay by w.
 template <class Op, class T, class Shape>
 struct BackwardMemory {
   using Vectors = VectorLoads<T, Op::kVectors, Shape::kWidth, Shape::kThreads>;
   using Saved = VectorLoads<float, 1, Shape::kWidth, Shape::kThreads, true>;
   using Decays = DecayLoads<T, Shape::kWidth, Shape::kThreads>;
-  static constexpr int kToken = (Op::kVectors + Op::kSavedVectors + 1) * Shape::kWidth;
-  static constexpr int kStage = kStageTokens * kToken;
-  static constexpr int kStaged = Shape::kBuffers * kStage;
+  using Scaled = GroupVectors<Shape::kWidth, Op::kSets>;
+  using Factors = PairFactors<Op::kSets, Shape::kWarps>;
+  static constexpr int kToken = Op::kTokenVectors * Shape::kWidth;
+  static constexpr int kStage = kGroup * kToken;
   static constexpr int kTile = Shape::kThreads * Shape::kElements;
-  static constexpr int kKept = (kGroups - 1) * kTile;  // the first group's is the checkpoint itself
-  static constexpr int kTokenSums = Op::kGradients * Shape::kWidth;
-  static constexpr int kWarpSums = kStageTokens * kTokenSums;
-  static constexpr int kSums = Shape::kWarps * kWarpSums;
-  static constexpr int kBytes = (kStaged + kKept + kSums) * static_cast<int>(sizeof(float));
+  static constexpr int kRoles = 2 * Op::kSets;  // a vector that is read or written with, each
+
+  static constexpr int kKept = Shape::kBuffers * kStage;         // states before the second and the third group
+  static constexpr int kScaled = kKept + (kGroups - 2) * kTile;  // column vectors of a group
+  // Sums over rows, by warps. A single warp has them take the place of the vectors that they are formed with.
+  static constexpr int kSums = Shape::kWarps == 1 ? kScaled : kScaled + Scaled::kFloats;
+  // Shares of the decays' gradients, by roles. Those of a single warp take the place of sums.
+  static constexpr int kDecaySums = Shape::kWarps == 1 ? kScaled : kSums + Shape::kWarps * Scaled::kFloats;
+  static constexpr int kDecaySumsFloats = kRoles * kGroup * Shape::kWidth;
+  static constexpr int kDsa =
+      Shape::kWarps == 1 ? kScaled + Scaled::kFloats : kDecaySums + kDecaySumsFloats;  // [kGroup, kBlockRows]
+  static constexpr int kBonus = kDsa + (Op::kFeedback ? kGroup * Shape::kBlockRows : 0);
+  // Factors between columns and between rows: shares of warps, and for each warp its own copy of the whole.
+  static constexpr int kColumnShares = kBonus + (Op::kFeedback ? 0 : Shape::kWidth);
+  static constexpr int kFactorFloats = Shape::kWarps * Factors::kFloats;
+  static constexpr int kRowShares = kColumnShares + kFactorFloats;
+  static constexpr int kWholeFactors = kRowShares + kFactorFloats;
+  static constexpr int kFloats = kWholeFactors + kFactorFloats;
+  static constexpr int kBytes = kFloats * static_cast<int>(sizeof(float));
   static constexpr int kSavedBytes = Op::kSavedVectors > 0 ? Saved::kSharedBytes : 0;
   static constexpr int kBytesInFlight = Vectors::kSharedBytes + kSavedBytes + Decays::kSharedBytes;
 
@@ -84,21 +101,169 @@ struct BackwardMemory {
   }
 };
 
+// Gradients of the column vectors of a group, from what the warps of the block have left in shared memory. A thread has one
+// *role*, a vector that is read or written with, for two columns.
+template <class Op, class T, class Shape>
+class ColumnGradients {
+ public:
+  using Memory = BackwardMemory<Op, T, Shape>;
+  using Scaled = typename Memory::Scaled;
+  using Writer = GradientWriter<Op, T>;
+  static constexpr int kWidth = Shape::kWidth;
+  static constexpr int kPairsOfColumns = kWidth / kEach;
+  static constexpr int kUnits = Memory::kRoles * kPairsOfColumns;
+  static constexpr int kRounds = (kUnits + Shape::kThreads - 1) / Shape::kThreads;
+
+  __device__ __forceinline__ ColumnGradients(float* shared, const Writer& writer) : shared_(shared), writer_(writer) {}
+
+  // tokens: of the group, in shared memory. first: the group's first token in the sequence.
+  __device__ __forceinline__ void group(const float* tokens, int first) {
+    float* const whole = shared_ + Memory::kWholeFactors + threadIdx.x / kWarp * Memory::Factors::kFloats;
+    Memory::Factors::add_up(shared_ + Memory::kRowShares, whole);
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int unit = static_cast<int>(threadIdx.x) + round * Shape::kThreads;
+      if (unit >= kUnits) break;
+      const int role = unit / kPairsOfColumns;
+      const int column = unit % kPairsOfColumns * kEach;
+      if (role == 0) read<Op::kFeedback>(tokens, first, role, column, whole, round);
+      else if (Op::kFeedback && role == 1) read<false>(tokens, first, role, column, whole, round);
+      else write(tokens, first, role, column, whole, round);
+    }
+  }
+
+  // Gradients of the decays of a group, of all roles together. After a barrier, if warps are several.
+  __device__ __forceinline__ void decays(int first) const {
+    constexpr int kEachRole = kGroup * kPairsOfColumns;
+#pragma unroll
+    for (int unit = threadIdx.x; unit < kEachRole; unit += Shape::kThreads) {
+      const int token = unit / kPairsOfColumns, column = unit % kPairsOfColumns * kEach;
+      float sum[kEach] = {0.0f, 0.0f};
+#pragma unroll
+      for (int role = 0; role < Memory::kRoles; ++role) {
+        const float2 x = *reinterpret_cast<const float2*>(decay_sums(role, token) + column);
+        sum[0] += x.x, sum[1] += x.y;
+      }
+      writer_.write(Op::kDd, first + token, column, sum[0], sum[1]);
+    }
+  }
+
+  typename Op::template TokenSums<kRounds> token_sums;
+
+ private:
+  // In the order of the sums that the roles read, so that a single warp can put them in their place.
+  __device__ __forceinline__ float* decay_sums(int role, int token) const {
+    return shared_ + Memory::kDecaySums + Scaled::of_role(role, token);
+  }
+
+  __device__ __forceinline__ void load(const float* tokens, int vector, int column, GroupColumns& out) const {
+    load_columns(tokens + vector * kWidth + column, Memory::kToken, out);
+  }
+
+  __device__ __forceinline__ void load_decays(const float* tokens, int column, GroupColumns& d) const {
+    load(tokens, Op::kDecay, column, d);
+#pragma unroll
+    for (int t = 0; t < kGroup; ++t)
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) d[t][i] = decay_of(d[t][i]);
+  }
+
+  __device__ __forceinline__ void add_sums(int vector, int column, GroupColumns& out) const {
+    add_columns<Shape::kWarps>(shared_ + Memory::kSums + vector + column, Scaled::kFloats, kWidth, out);
+  }
+
+  __device__ __forceinline__ void leave(const float* tokens, int first, int role, int column, int gradient,
+                                        const GroupColumns& out, GroupColumns& dd, int round) {
+    GroupColumns slope;
+    load(tokens, Op::kDerivative, column, slope);
+#pragma unroll
+    for (int t = 0; t < kGroup; ++t) {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) dd[t][i] *= slope[t][i];
+      *reinterpret_cast<float2*>(decay_sums(role, t) + column) = make_float2(dd[t][0], dd[t][1]);
+      writer_.write(gradient, first + t, column, out[t][0], out[t][1]);
+    }
+    token_sums.add_decays(dd, round);
+  }
+
+  template <bool kAfter>
+  __device__ __forceinline__ void read(const float* tokens, int first, int role, int column, const float* whole,
+                                       int round) {
+    float factors[Op::kSets][kPairs];
+    GroupColumns start, d, written[Op::kSets], with, out, dd;
+    add_sums(Scaled::read(role, 0), column, start);
+    load_decays(tokens, column, d);
+#pragma unroll
+    for (int set = 0; set < Op::kSets; ++set) {
+      elements_of(whole + set * kPairs, factors[set]);
+      load(tokens, Op::written_column(set), column, written[set]);
+    }
+    load(tokens, Op::read_column(role), column, with);
+    read_gradients<kAfter>(start, d, written, with, factors, out, dd);
+    if constexpr (!Op::kFeedback) {
+      const float* const bonus = shared_ + Memory::kBonus + column;
+#pragma unroll
+      for (int t = 0; t < kGroup; ++t)
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) {
+          const float of_bonus = __fmul_rn(factors[0][from_on(t, t)], written[0][t][i]);
+          out[t][i] = fmaf(of_bonus, bonus[i], out[t][i]);
+          token_sums.add_bonus(__fmul_rn(of_bonus, with[t][i]), i, round);
+        }
+    }
+    leave(tokens, first, role, column, Op::read_gradient(role), out, dd, round);
+  }
+
+  __device__ __forceinline__ void write(const float* tokens, int first, int role, int column, const float* whole,
+                                        int round) {
+    const int set = role - Op::kSets;
+    float factors[kPairs];
+    float overlap[kEach] = {0.0f, 0.0f};
+    GroupColumns start, d, written, r, a = {}, out, dd;
+    add_sums(Scaled::written(set, 0), column, start);
+    if (set == Op::kSets - 1) {
+#pragma unroll
+      for (int warp = 0; warp < Shape::kWarps; ++warp) {
+        const float* const shares = shared_ + Memory::kSums + warp * Scaled::kFloats + Scaled::kWhole + column;
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) overlap[i] += shares[i];
+      }
+    }
+    elements_of(whole + set * kPairs, factors);
+    load_decays(tokens, column, d);
+    load(tokens, Op::written_column(set), column, written);
+    load(tokens, Op::kR, column, r);
+    if constexpr (Op::kFeedback) load(tokens, Op::kA, column, a);
+    write_gradients<Op::kFeedback>(start, d, written, r, a, overlap, factors, out, dd);
+    if constexpr (!Op::kFeedback) {
+      const float* const bonus = shared_ + Memory::kBonus + column;
+#pragma unroll
+      for (int t = 0; t < kGroup; ++t)
+#pragma unroll
+        for (int i = 0; i < kEach; ++i)
+          out[t][i] = fmaf(__fmul_rn(factors[from_on(t, t)], r[t][i]), bonus[i], out[t][i]);
+    }
+    leave(tokens, first, role, column, Op::written_gradient(set), out, dd, round);
+  }
+
+  float* const shared_;
+  const Writer& writer_;
+};
+
 template <class Op, class T, class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
     backward_kernel(const __grid_constant__ typename Op::Params p, const __grid_constant__ typename Op::Gradients g,
                     const __grid_constant__ PartsPlan plan) {
   using Layout = typename Shape::Layout;
   using Memory = BackwardMemory<Op, T, Shape>;
-  using Columns = ColumnSums<Layout>;
-  using Rows = RowSums<Layout>;
+  using Scaled = typename Memory::Scaled;
   constexpr int kThreads = Shape::kThreads;
   constexpr int kWidth = Shape::kWidth;
-  extern __shared__ float4 shared[];
-  float* current = reinterpret_cast<float*>(shared);
+  constexpr int kToken = Memory::kToken;
+  extern __shared__ float4 shared_fours[];
+  float* const shared = reinterpret_cast<float*>(shared_fours);
+  float* current = shared;
   float* next = current + (Shape::kBuffers - 1) * Memory::kStage;
-  float4* const kept_states = shared + Memory::kStaged / 4;
-  float* const sums = current + Memory::kStaged + Memory::kKept;
 
   // --- Which rows of which head of which sequence
   const Layout at;
@@ -107,7 +272,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
   const int64_t head = plan.first_head + unit % plan.num_heads;
   const int64_t sequence = unit / plan.num_heads;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int first_row = (part * Shape::kWarps + warp) * Layout::kWarpRows + at.row_group * Layout::kRows;
+  const int warp_row = (part * Shape::kWarps + warp) * Layout::kWarpRows;
+  const int first_row = warp_row + at.row_group * Layout::kRows;
   const int size = static_cast<int>(p.head_size);
   const int64_t batch = p.sequences.batch(sequence);
   const int64_t begin = p.sequences.begin(sequence);
@@ -132,115 +298,159 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
   typename Memory::Decays decay(token_rows(p.w, batch, begin, head), p.w.dtype == DType::kFloat32, p.decay, size,
                                 in_flight + Memory::Vectors::kSharedBytes + Memory::kSavedBytes);
   const auto fetch = [&](int block, int group, int count) {
-    const int first = block * kCudaCheckpointTokens + group * kStageTokens;
+    const int first = block * kCudaCheckpointTokens + group * kGroup;
     vectors.fetch(first, length, count);
     if constexpr (Op::kSavedVectors > 0) saved.fetch(first, length, 1, block * skip_of_block);
     decay.fetch(first, length);
   };
   const auto commit = [&](float* to, int count) {
     wait_for_loads();
-    vectors.template commit<Memory::kToken>(to, count);
-    if constexpr (Op::kSavedVectors > 0) saved.template commit<Memory::kToken>(to + Op::kVectors * kWidth, 1);
-    decay.template commit<Memory::kToken>(to + (Op::kVectors + Op::kSavedVectors) * kWidth);
+    vectors.template commit<kToken>(to, count);
+    if constexpr (Op::kSavedVectors > 0) saved.template commit<kToken>(to + Op::kVectors * kWidth, 1);
+    decay.template commit<kToken, true>(to + Op::kDecay * kWidth);
   };
+  if constexpr (!Op::kFeedback) {
+    for (int column = threadIdx.x; column < kWidth; column += kThreads)
+      shared[Memory::kBonus + column] = Op::bonus(p, head, column);
+  }
 
-  StateTile<Layout> grad;
+  // --- What happens to a group
+  float* const scaled = shared + Memory::kScaled;
+  float* const sums = shared + Memory::kSums + warp * Scaled::kFloats;
+  float* const dsa = shared + Memory::kDsa + warp * Layout::kWarpRows;
+  float* const whole_factors = shared + Memory::kWholeFactors + warp * Memory::Factors::kFloats;
+  StateTile<Layout> state, grad;
   grad.load({g.grad_final_state, plan.grad_final_state, sequence, head, first_row, size}, at);
-  typename Op::template Backward<Layout> op(p, head, at);
 
-  // --- Where this lane writes the gradient of v, and its sums for columns
-  const int dv_row = first_row + Rows::owned();
-  const bool writes_dv = Rows::owns_first() && dv_row < size;
-  T* const dv_at =
-      static_cast<T*>(g.dv.data) + batch * g.dv.stride[0] + begin * g.dv.stride[1] + head * g.dv.stride[2] + dv_row;
-  float* const warp_sums = sums + warp * Memory::kWarpSums;
-  const auto back_through = [&](const float* token, int t, int first, const StateTile<Layout>& before) {
-    float dv[Layout::kRows];
-    float columns[Op::kGradients][Layout::kColumns];
-    op.token(token, first_row, first + t < length, before, grad, dv, columns);
-    if (writes_dv && first + t < length) {
+  const auto row_of = [&](const float* tokens, int vector) { return tokens + vector * kWidth + first_row; };
+  const auto forward_through = [&](const float* tokens) {
+    through_group<Op::kSets>(
+        state, at, scaled + Scaled::kWhole,
+        [&](int set, int t) { return row_of(tokens + t * kToken, Op::written_row(set)); },
+        [&](int set, int t) { return scaled + Scaled::written(set, t); });
+  };
+  RowGradients<Op, Layout> of_rows;
+  T* const dv_at = static_cast<T*>(g.dv.data) + batch * g.dv.stride[0] + begin * g.dv.stride[1] +
+                   head * g.dv.stride[2] + first_row + of_rows.first;
+  const auto write_rows = [&](int first) {
+    constexpr int kOwned = RowGradients<Op, Layout>::kOwned;
+    if (!RowGradients<Op, Layout>::Rest::owns_first()) return;
+    if (of_rows.set == 0) {
+      T* const to = dv_at + (first + of_rows.token) * g.dv.stride[1];
 #pragma unroll
-      for (int i = 0; i < Rows::kOwned; ++i) {
-        if (Rows::kOwned == 1 || dv_row + i < size) dv_at[(first + t) * g.dv.stride[1] + i] = from_float<T>(dv[i]);
+      for (int i = 0; i < kOwned; ++i) {
+        if (first + of_rows.token < length && first_row + of_rows.first + i < size) to[i] = from_float<T>(of_rows.x[i]);
       }
-    }
+    } else {
+      float* const to = dsa + of_rows.token * Shape::kBlockRows + at.row_group * Layout::kRows + of_rows.first;
 #pragma unroll
-    for (int i = 0; i < Op::kGradients; ++i) {
-      float* const to = warp_sums + t * Memory::kTokenSums + i * kWidth;
-      Columns::reduce(columns[i]);
-#pragma unroll
-      for (int c = 0; c < Columns::kOwned; ++c) {
-        const int column = Columns::owned() + c;
-        to[at.column(column / 4) + column % 4] = columns[i][c];
-      }
+      for (int i = 0; i < kOwned; ++i) to[i] = of_rows.x[i];
     }
   };
+  const auto back_through = [&](const float* tokens, int first) {
+    Memory::Factors::add_up(shared + Memory::kColumnShares, whole_factors);
+    of_rows.products(grad, at, scaled);
+    of_rows.add_later(whole_factors, row_of(tokens, Op::kDy), kToken);
+    write_rows(first);
+    const OverlapSums<Layout> overlap(state, grad);
+    if constexpr (Shape::kWarps == 1) __syncwarp();  // sums take the place of vectors
+#pragma unroll
+    for (int set = 0; set < Op::kSets; ++set)
+      column_sums(grad, at, row_of(tokens, Op::written_row(set)), kToken, sums + Scaled::written(set, 0));
+    __syncwarp();  // for dsa
+    const auto read_row = [&](int set, int t) {
+      return set == 0 ? row_of(tokens + t * kToken, Op::kDy)
+                      : dsa + t * Shape::kBlockRows + at.row_group * Layout::kRows;
+    };
+    through_group<Op::kSets>(grad, at, scaled + Scaled::kWhole, read_row,
+                             [&](int set, int t) { return scaled + Scaled::read(set, t); });
+    if constexpr (Shape::kWarps == 1) __syncwarp();
+    column_sums(state, at, read_row(0, 0), kToken, sums + Scaled::read(0, 0));
+    if constexpr (Op::kFeedback) column_sums(state, at, read_row(1, 0), Shape::kBlockRows, sums + Scaled::read(1, 0));
+    overlap.store(at, sums + Scaled::kWhole);
+    row_factors<Op, Shape>(tokens, dsa, warp_row, shared + Memory::kRowShares);
+  };
 
-  const SumWriter<Op, T, Shape> writer(p, g, plan, batch, begin, length, head, part);
+  const GradientWriter<Op, T> writer(p, g, plan, batch, begin, length, head, part);
+  ColumnGradients<Op, T, Shape> of_columns(shared, writer);
 
   // --- Steps: of every block, groups 0, 1, 2 forward, then 3, 2, 1, 0 back. The next step's tokens load meanwhile.
   constexpr int kForward = kGroups - 1;
   constexpr int kSteps = kForward + kGroups;
   const auto group_of = [](int step) { return step < kForward ? step : kSteps - 1 - step; };
   const auto vectors_of = [](int step) { return step < kForward ? int{Op::kRecompute} : int{Op::kVectors}; };
-  StateTile<Layout> state;
+  const auto prepare = [&](const float* tokens, int step) {
+    const float* const bonus = shared + Memory::kBonus;
+    float* const shares = shared + Memory::kColumnShares;
+    if (step < kForward) prepare_columns<Op, Shape, false>(tokens, bonus, scaled, shares);
+    else prepare_columns<Op, Shape, true>(tokens, bonus, scaled, shares);
+  };
+  const auto load_checkpoint = [&](int block) {
+    const View checkpoint = {checkpoints + block * checkpoint_stride, DType::kFloat32, {0, 0, size, 1}};
+    state.load({checkpoint, StateAccess::kFours, 0, 0, first_row, size}, at);
+  };
+  int unwritten = -1;  // the first token of a group whose decays' gradients are still to be written
   if (blocks > 0) {
     fetch(blocks - 1, 0, vectors_of(0));
+    load_checkpoint(blocks - 1);
     commit(current, vectors_of(0));
+    __syncthreads();
+    prepare(current, 0);
   }
   __syncthreads();
   for (int block = blocks - 1; block >= 0; --block) {
-    const View checkpoint = {checkpoints + block * checkpoint_stride, DType::kFloat32, {0, 0, size, 1}};
-    const StateRows checkpoint_rows = {checkpoint, StateAccess::kFours, 0, 0, first_row, size};
-    state.load(checkpoint_rows, at);
     if (block > 0) prefetch_matrix<kThreads>(checkpoints + (block - 1) * checkpoint_stride, size);
 #pragma unroll 1
     for (int step = 0; step < kSteps; ++step) {
       const int group = group_of(step);
+      const int first = block * kCudaCheckpointTokens + group * kGroup;
       const bool last_step = step + 1 == kSteps;
       const bool more = !last_step || block > 0;
       const int next_step = last_step ? 0 : step + 1;
       if (more) fetch(block - last_step, group_of(next_step), vectors_of(next_step));
+      const auto kept = [&](int of_group) {
+        return shared_fours + (Memory::kKept + (of_group - 1) * Memory::kTile) / 4;
+      };
 
-      float4* const kept_state = kept_states + (group - 1) * Memory::kTile / 4;
-      const int first = block * kCudaCheckpointTokens + group * kStageTokens;
-      if (step <= kForward && group > 0) keep(state, kept_state, kThreads);
+      if (unwritten >= 0) of_columns.decays(unwritten);
+      unwritten = -1;
       if (step < kForward) {
-        // --- Forward through four tokens
-#pragma unroll 1
-        for (int t = 0; t < kStageTokens; ++t) op.update(current + t * Memory::kToken, first_row, state, state);
+        if (group > 0) keep(state, kept(group), kThreads);
+        forward_through(current);
       } else {
-        // --- Back through four tokens, two pairs
-#pragma unroll 1
-        for (int t = kStageTokens - 2; t >= 0; t -= 2) {
-          if (group == 0) state.load(checkpoint_rows, at);
-          else if (t < kStageTokens - 2 || step > kForward) recall(state, kept_state, kThreads);
-#pragma unroll 1
-          for (int i = 0; i < t; ++i) op.update(current + i * Memory::kToken, first_row, state, state);
-          const float* const token = current + t * Memory::kToken;
-          StateTile<Layout> between;
-          op.update(token, first_row, state, between);
-          back_through(token + Memory::kToken, t + 1, first, between);
-          back_through(token, t, first, state);
-        }
+        back_through(current, first);
+        if (Shape::kWarps > 1) unwritten = first;
+        if (group > 1) recall(state, kept(group - 1), kThreads);
+        else if (group == 1) load_checkpoint(block);
+        else if (block > 0) load_checkpoint(block - 1);
       }
 
-      if constexpr (Shape::kBuffers == 1) __syncthreads();
-      if (more) commit(next, vectors_of(next_step));
+      if (Shape::kBuffers == 2 && more) commit(next, vectors_of(next_step));
       __syncthreads();
-      if (step >= kForward) {
-        writer.write(sums, first);
+      if (step >= kForward) of_columns.group(current, first);
+      if constexpr (Shape::kWarps == 1) {
+        __syncwarp();
+        if (step >= kForward) of_columns.decays(first);
+        __syncwarp();
+      }
+      if constexpr (Shape::kBuffers == 1) {
+        __syncthreads();
+        if (more) commit(next, vectors_of(next_step));
         __syncthreads();
       }
+      if (more) prepare(next, next_step);
+      __syncthreads();
       float* const swapped = current;
       current = next;
       next = swapped;
     }
-    op.end_of_block();
+    of_columns.token_sums.end_of_block();
   }
+  if (unwritten >= 0) of_columns.decays(unwritten);
 
   grad.store({g.dstate, StateAccess::kFours, sequence, head, first_row, size}, at);
-  op.template finish<Shape>(p, g, sums, part, sequence, head);
+  __syncthreads();
+  of_columns.token_sums.template finish<Shape>(p, g, shared, part, sequence, head);
 }
 
 // --- Launch ----------------------------------------------------------------------------------------------------------
@@ -293,8 +503,8 @@ cudaError_t launch_backward(const typename Op::Params& p, const typename Op::Gra
   return cudaSuccess;
 }
 
-// f(Shape) for the head size and the device: four warps a block where its shared memory holds what they need and there
-// are heads enough; else one, and several blocks share a head.
+// f(Shape) for the head size and the device: blocks of four warps where shared memory holds what they need, with few rows
+// each where there are few heads; else one warp. Several blocks share a head then.
 template <class Op, class F>
 auto with_backward_shape(const typename Op::Params& p, const F& f) {
   const int memory = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
@@ -305,7 +515,7 @@ auto with_backward_shape(const typename Op::Params& p, const F& f) {
     return f(small);
   };
   if (p.head_size <= 32) return f(BackwardShape<32, 1>());
-  if (p.head_size <= 64) return sized(BackwardShape<64, 4>(), BackwardShape<64, 1>());
+  if (p.head_size <= 64) return many ? f(BackwardShape<64, 4>()) : f(BackwardShape<64, 4, 8>());
   if (p.head_size <= 128) return sized(BackwardShape<128, 4>(), BackwardShape<128, 1>());
   return sized(BackwardShape<256, 4>(), BackwardShape<256, 1>());
 }

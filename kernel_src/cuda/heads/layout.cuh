@@ -49,7 +49,7 @@ struct TileLayout {
   }
 };
 
-// Consecutive elements of a vector in shared memory, 16-byte aligned if there are four or more.
+// Consecutive elements of a vector in shared memory, aligned to their size if there are two, or to 16 bytes if more.
 template <int kCount>
 __device__ __forceinline__ void elements_of(const float* vector, float (&out)[kCount]) {
   if constexpr (kCount % 4 == 0) {
@@ -58,6 +58,9 @@ __device__ __forceinline__ void elements_of(const float* vector, float (&out)[kC
       const float4 x = *reinterpret_cast<const float4*>(vector + 4 * q);
       out[4 * q] = x.x, out[4 * q + 1] = x.y, out[4 * q + 2] = x.z, out[4 * q + 3] = x.w;
     }
+  } else if constexpr (kCount == 2) {
+    const float2 x = *reinterpret_cast<const float2*>(vector);
+    out[0] = x.x, out[1] = x.y;
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) out[i] = vector[i];

@@ -145,22 +145,26 @@ class DecayLoads {
     }
   }
 
-  template <int kTokenFloats>
+  // kDerivatives: those of the decays by w go behind the decays.
+  template <int kTokenFloats, bool kDerivatives = false>
   __device__ __forceinline__ void commit(float* to) const {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       if (token(s) >= kStageTokens) continue;
-      float kept[kPiece];
+      DecayValue decay[kPiece];
 #pragma unroll
-      for (int i = 0; i < kPiece; ++i) kept[i] = kKeepAll;
+      for (int i = 0; i < kPiece; ++i) decay[i] = {kKeepAll, 0.0f};
       if (valid_[s]) {
         float w[kPiece];
         unpack(s, w);
-        retentions(w, form_, kept);
+        for_each_decay(w, form_, [&](int i, DecayValue value) { decay[i] = value; });
       }
       float* out = to + token(s) * kTokenFloats + piece(s) % kPieces * kPiece;
 #pragma unroll
-      for (int i = 0; i < kPiece; i += 2) *reinterpret_cast<float2*>(out + i) = make_float2(kept[i], kept[i + 1]);
+      for (int i = 0; i < kPiece; i += 2) {
+        store_pair(out + i, decay[i].retention, decay[i + 1].retention);
+        if constexpr (kDerivatives) store_pair(out + kWidth + i, decay[i].derivative, decay[i + 1].derivative);
+      }
     }
   }
 
