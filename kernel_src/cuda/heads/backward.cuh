@@ -1,10 +1,8 @@
 // Backward pass of the recurrences with a matrix state, four tokens at a time.
 //
 // A block of threads owns some value rows of one head. Forward has saved the state before every 16th token. Blocks of
-// 16 tokens are taken from the last to the first:
-//   1. from the saved state forward through the first three groups of four tokens, keeping the states between them in
-//      shared memory;
-//   2. back through the four groups, the last first. G, the gradient of the state, stays in registers throughout.
+// 16 tokens are taken from the last to the first, each in *steps* of a group of four tokens: forward, to find the state
+// before a later group, and back. G, the gradient of the state, stays in registers throughout.
 // group.cuh says what happens within a group. Nothing is divided by a decay. Sums over rows are formed by each warp and
 // added up in the order of the warps, and of the blocks where several share a head: no atomics.
 //
@@ -21,7 +19,24 @@
 
 namespace flash_rwkv::cuda {
 
-constexpr int kGroups = kCudaCheckpointTokens / kGroup;
+// What is done with a group of a block of 16 tokens. One state is kept in shared memory: that before the block, or that
+// before group 2 while groups 3 and 2 are dealt with.
+struct Step {
+  int group;
+  bool back;
+  bool recall;       // the state before the group is the kept one; else it is at hand
+  bool keep_middle;  // it is to be kept
+  bool keep_start;   // the state before the block of the next step is to be kept
+};
+
+// Forward 0, 1, 2; back 3, 2; forward 0; back 1, 0.
+constexpr int kSteps = 8;
+__device__ __forceinline__ Step step_of(int i) {
+  constexpr unsigned kGroups = 0 | 1 << 4 | 2 << 8 | 3 << 12 | 2 << 16 | 0 << 20 | 1 << 24 | 0 << 28;
+  const auto is_in = [i](unsigned steps) { return (steps >> i & 1) != 0; };
+  return {static_cast<int>(kGroups >> 4 * i & 15), is_in(0b11011000), is_in(0b10110001), is_in(0b00000100),
+          is_in(0b10010000)};
+}
 
 // Rows of the state by the warps of a block; lanes share a row, four columns each (eight at the largest size). kElements of
 // the state a thread: 32 make good use of what is loaded from shared memory, 8 give more warps where heads are few.
@@ -34,32 +49,57 @@ struct BackwardShape {
   using Layout = TileLayout<kWidth / kColumns, kColumns, kElements / kColumns>;
   static constexpr int kThreads = kWarp * kWarps;
   static constexpr int kBlockRows = kWarps * Layout::kWarpRows;
-  // One where two would not fit beside the rest.
-  static constexpr int kBuffers = kWidth == 256 || (kWidth == 128 && kWarps == 1) ? 1 : 2;
-  static constexpr int kBlocksPerProcessor = 8 / kWarps;  // leaves a thread 255 registers
+  // Sixteen warps leave a thread 128 registers, eight 255.
+  static constexpr int kBlocksPerProcessor = (kWidth == 256 ? 8 : 16) / kWarps;
 };
 
-// A tile that its own thread puts aside in shared memory: four floats of all threads side by side.
-template <class Layout>
-__device__ __forceinline__ void keep(const StateTile<Layout>& tile, float4* to, int threads) {
-#pragma unroll
-  for (int i = 0; i < Layout::kRows; ++i)
-#pragma unroll
-    for (int q = 0; q < Layout::kQuads; ++q)
-      to[(i * Layout::kQuads + q) * threads + threadIdx.x] =
-          make_float4(tile.x[i][4 * q], tile.x[i][4 * q + 1], tile.x[i][4 * q + 2], tile.x[i][4 * q + 3]);
-}
+// A tile of the state that its own thread puts aside in shared memory: four floats of all threads side by side.
+template <class Layout, int kThreads>
+class KeptTile {
+ public:
+  __device__ __forceinline__ explicit KeptTile(float4* shared) : words_(shared) {}
 
-template <class Layout>
-__device__ __forceinline__ void recall(StateTile<Layout>& tile, const float4* from, int threads) {
+  __device__ __forceinline__ void store(const StateTile<Layout>& tile) {
+    for_all([&](int i, int q) {
+      const float four[4] = {tile.x[i][4 * q], tile.x[i][4 * q + 1], tile.x[i][4 * q + 2], tile.x[i][4 * q + 3]};
+      words_.put(word(i, q), Four<float>::pack(four).raw);
+    });
+  }
+
+  __device__ __forceinline__ void load(StateTile<Layout>& tile) const {
+    for_all([&](int i, int q) {
+      float four[4];
+      Four<float>{words_.get(word(i, q))}.unpack(four);
 #pragma unroll
-  for (int i = 0; i < Layout::kRows; ++i)
+      for (int c = 0; c < 4; ++c) tile.x[i][4 * q + c] = four[c];
+    });
+  }
+
+  // Of a matrix in global memory, in the background; zeros beyond its size. wait_for_loads() comes before load().
+  __device__ __forceinline__ void fetch(const float* matrix, int first_row, int size, const Layout& at) {
+    for_all([&](int i, int q) {
+      const int row = first_row + i, column = at.column(q);
+      const bool exists = row < size && column < size;
+      const float* const from = matrix + (exists ? row * size + column : 0);
+      words_.fetch(word(i, q), reinterpret_cast<const uint4*>(from), exists);
+    });
+  }
+
+ private:
+  template <class F>
+  __device__ static __forceinline__ void for_all(const F& f) {
 #pragma unroll
-    for (int q = 0; q < Layout::kQuads; ++q) {
-      const float4 x = from[(i * Layout::kQuads + q) * threads + threadIdx.x];
-      tile.x[i][4 * q] = x.x, tile.x[i][4 * q + 1] = x.y, tile.x[i][4 * q + 2] = x.z, tile.x[i][4 * q + 3] = x.w;
-    }
-}
+    for (int i = 0; i < Layout::kRows; ++i)
+#pragma unroll
+      for (int q = 0; q < Layout::kQuads; ++q) f(i, q);
+  }
+
+  __device__ static __forceinline__ int word(int i, int q) {
+    return (i * Layout::kQuads + q) * kThreads + static_cast<int>(threadIdx.x);
+  }
+
+  SharedWords<uint4> words_;
+};
 
 // Shared memory of a block, in floats. A token is its plain vectors, those that forward saved, the decay, and the
 // derivative of the decay by w.
@@ -75,15 +115,11 @@ struct BackwardMemory {
   static constexpr int kTile = Shape::kThreads * Shape::kElements;
   static constexpr int kRoles = 2 * Op::kSets;  // a vector that is read or written with, each
 
-  static constexpr int kKept = Shape::kBuffers * kStage;         // states before the second and the third group
-  static constexpr int kScaled = kKept + (kGroups - 2) * kTile;  // column vectors of a group
+  static constexpr int kKept = kStage;
+  static constexpr int kScaled = kKept + kTile;  // column vectors of a group
   // Sums over rows, by warps. A single warp has them take the place of the vectors that they are formed with.
   static constexpr int kSums = Shape::kWarps == 1 ? kScaled : kScaled + Scaled::kFloats;
-  // Shares of the decays' gradients, by roles. Those of a single warp take the place of sums.
-  static constexpr int kDecaySums = Shape::kWarps == 1 ? kScaled : kSums + Shape::kWarps * Scaled::kFloats;
-  static constexpr int kDecaySumsFloats = kRoles * kGroup * Shape::kWidth;
-  static constexpr int kDsa =
-      Shape::kWarps == 1 ? kScaled + Scaled::kFloats : kDecaySums + kDecaySumsFloats;  // [kGroup, kBlockRows]
+  static constexpr int kDsa = kScaled + Scaled::kFloats + (Shape::kWarps == 1 ? 0 : Shape::kWarps * Scaled::kFloats);
   static constexpr int kBonus = kDsa + (Op::kFeedback ? kGroup * Shape::kBlockRows : 0);
   // Factors between columns and between rows: shares of warps, and for each warp its own copy of the whole.
   static constexpr int kColumnShares = kBonus + (Op::kFeedback ? 0 : Shape::kWidth);
@@ -132,7 +168,7 @@ class ColumnGradients {
     }
   }
 
-  // Gradients of the decays of a group, of all roles together. After a barrier, if warps are several.
+  // Gradients of the decays of a group, of all roles together.
   __device__ __forceinline__ void decays(int first) const {
     constexpr int kEachRole = kGroup * kPairsOfColumns;
 #pragma unroll
@@ -151,9 +187,9 @@ class ColumnGradients {
   typename Op::template TokenSums<kRounds> token_sums;
 
  private:
-  // In the order of the sums that the roles read, so that a single warp can put them in their place.
+  // In the place of what only this role has read.
   __device__ __forceinline__ float* decay_sums(int role, int token) const {
-    return shared_ + Memory::kDecaySums + Scaled::of_role(role, token);
+    return shared_ + Memory::kSums + Scaled::of_role(role, token);
   }
 
   __device__ __forceinline__ void load(const float* tokens, int vector, int column, GroupColumns& out) const {
@@ -262,8 +298,6 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
   constexpr int kToken = Memory::kToken;
   extern __shared__ float4 shared_fours[];
   float* const shared = reinterpret_cast<float*>(shared_fours);
-  float* current = shared;
-  float* next = current + (Shape::kBuffers - 1) * Memory::kStage;
 
   // --- Which rows of which head of which sequence
   const Layout at;
@@ -303,11 +337,11 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
     if constexpr (Op::kSavedVectors > 0) saved.fetch(first, length, 1, block * skip_of_block);
     decay.fetch(first, length);
   };
-  const auto commit = [&](float* to, int count) {
+  const auto commit = [&](int count) {
     wait_for_loads();
-    vectors.template commit<kToken>(to, count);
-    if constexpr (Op::kSavedVectors > 0) saved.template commit<kToken>(to + Op::kVectors * kWidth, 1);
-    decay.template commit<kToken, true>(to + Op::kDecay * kWidth);
+    vectors.template commit<kToken>(shared, count);
+    if constexpr (Op::kSavedVectors > 0) saved.template commit<kToken>(shared + Op::kVectors * kWidth, 1);
+    decay.template commit<kToken, true>(shared + Op::kDecay * kWidth);
   };
   if constexpr (!Op::kFeedback) {
     for (int column = threadIdx.x; column < kWidth; column += kThreads)
@@ -322,11 +356,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
   StateTile<Layout> state, grad;
   grad.load({g.grad_final_state, plan.grad_final_state, sequence, head, first_row, size}, at);
 
-  const auto row_of = [&](const float* tokens, int vector) { return tokens + vector * kWidth + first_row; };
-  const auto forward_through = [&](const float* tokens) {
+  const auto row_of = [&](int token, int vector) { return shared + token * kToken + vector * kWidth + first_row; };
+  const auto forward_through = [&] {
     through_group<Op::kSets>(
-        state, at, scaled + Scaled::kWhole,
-        [&](int set, int t) { return row_of(tokens + t * kToken, Op::written_row(set)); },
+        state, at, scaled + Scaled::kWhole, [&](int set, int t) { return row_of(t, Op::written_row(set)); },
         [&](int set, int t) { return scaled + Scaled::written(set, t); });
   };
   RowGradients<Op, Layout> of_rows;
@@ -347,20 +380,19 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
       for (int i = 0; i < kOwned; ++i) to[i] = of_rows.x[i];
     }
   };
-  const auto back_through = [&](const float* tokens, int first) {
+  // After of_rows.products.
+  const auto back_through = [&](int first) {
     Memory::Factors::add_up(shared + Memory::kColumnShares, whole_factors);
-    of_rows.products(grad, at, scaled);
-    of_rows.add_later(whole_factors, row_of(tokens, Op::kDy), kToken);
+    of_rows.add_later(whole_factors, row_of(0, Op::kDy), kToken);
     write_rows(first);
     const OverlapSums<Layout> overlap(state, grad);
     if constexpr (Shape::kWarps == 1) __syncwarp();  // sums take the place of vectors
 #pragma unroll
     for (int set = 0; set < Op::kSets; ++set)
-      column_sums(grad, at, row_of(tokens, Op::written_row(set)), kToken, sums + Scaled::written(set, 0));
+      column_sums(grad, at, row_of(0, Op::written_row(set)), kToken, sums + Scaled::written(set, 0));
     __syncwarp();  // for dsa
     const auto read_row = [&](int set, int t) {
-      return set == 0 ? row_of(tokens + t * kToken, Op::kDy)
-                      : dsa + t * Shape::kBlockRows + at.row_group * Layout::kRows;
+      return set == 0 ? row_of(t, Op::kDy) : dsa + t * Shape::kBlockRows + at.row_group * Layout::kRows;
     };
     through_group<Op::kSets>(grad, at, scaled + Scaled::kWhole, read_row,
                              [&](int set, int t) { return scaled + Scaled::read(set, t); });
@@ -368,88 +400,64 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
     column_sums(state, at, read_row(0, 0), kToken, sums + Scaled::read(0, 0));
     if constexpr (Op::kFeedback) column_sums(state, at, read_row(1, 0), Shape::kBlockRows, sums + Scaled::read(1, 0));
     overlap.store(at, sums + Scaled::kWhole);
-    row_factors<Op, Shape>(tokens, dsa, warp_row, shared + Memory::kRowShares);
+    row_factors<Op, Shape>(shared, dsa, warp_row, shared + Memory::kRowShares);
   };
 
   const GradientWriter<Op, T> writer(p, g, plan, batch, begin, length, head, part);
   ColumnGradients<Op, T, Shape> of_columns(shared, writer);
 
-  // --- Steps: of every block, groups 0, 1, 2 forward, then 3, 2, 1, 0 back. The next step's tokens load meanwhile.
-  constexpr int kForward = kGroups - 1;
-  constexpr int kSteps = kForward + kGroups;
-  const auto group_of = [](int step) { return step < kForward ? step : kSteps - 1 - step; };
-  const auto vectors_of = [](int step) { return step < kForward ? int{Op::kRecompute} : int{Op::kVectors}; };
-  const auto prepare = [&](const float* tokens, int step) {
+  // --- Steps. The next step's tokens load meanwhile.
+  const auto vectors_of = [](Step step) { return step.back ? int{Op::kVectors} : int{Op::kRecompute}; };
+  const auto prepare = [&](Step step) {
     const float* const bonus = shared + Memory::kBonus;
     float* const shares = shared + Memory::kColumnShares;
-    if (step < kForward) prepare_columns<Op, Shape, false>(tokens, bonus, scaled, shares);
-    else prepare_columns<Op, Shape, true>(tokens, bonus, scaled, shares);
+    if (step.back) prepare_columns<Op, Shape, true>(shared, bonus, scaled, shares);
+    else prepare_columns<Op, Shape, false>(shared, bonus, scaled, shares);
   };
-  const auto load_checkpoint = [&](int block) {
-    const View checkpoint = {checkpoints + block * checkpoint_stride, DType::kFloat32, {0, 0, size, 1}};
-    state.load({checkpoint, StateAccess::kFours, 0, 0, first_row, size}, at);
+  KeptTile<Layout, kThreads> kept(shared_fours + Memory::kKept / 4);
+  const auto keep_checkpoint = [&](int block) {
+    kept.fetch(checkpoints + block * checkpoint_stride, first_row, size, at);
   };
-  int unwritten = -1;  // the first token of a group whose decays' gradients are still to be written
   if (blocks > 0) {
-    fetch(blocks - 1, 0, vectors_of(0));
-    load_checkpoint(blocks - 1);
-    commit(current, vectors_of(0));
-    __syncthreads();
-    prepare(current, 0);
+    keep_checkpoint(blocks - 1);
+    fetch(blocks - 1, step_of(0).group, vectors_of(step_of(0)));
+    commit(vectors_of(step_of(0)));
   }
   __syncthreads();
+  if (blocks > 0) prepare(step_of(0));
+  __syncthreads();
   for (int block = blocks - 1; block >= 0; --block) {
-    if (block > 0) prefetch_matrix<kThreads>(checkpoints + (block - 1) * checkpoint_stride, size);
 #pragma unroll 1
-    for (int step = 0; step < kSteps; ++step) {
-      const int group = group_of(step);
-      const int first = block * kCudaCheckpointTokens + group * kGroup;
-      const bool last_step = step + 1 == kSteps;
-      const bool more = !last_step || block > 0;
-      const int next_step = last_step ? 0 : step + 1;
-      if (more) fetch(block - last_step, group_of(next_step), vectors_of(next_step));
-      const auto kept = [&](int of_group) {
-        return shared_fours + (Memory::kKept + (of_group - 1) * Memory::kTile) / 4;
-      };
+    for (int index = 0; index < kSteps; ++index) {
+      const Step step = step_of(index);
+      const int first = block * kCudaCheckpointTokens + step.group * kGroup;
+      const bool last = index + 1 == kSteps;
+      const bool more = !last || block > 0;
+      const Step next = step_of(last ? 0 : index + 1);
+      if (more) fetch(block - last, next.group, vectors_of(next));
 
-      if (unwritten >= 0) of_columns.decays(unwritten);
-      unwritten = -1;
-      if (step < kForward) {
-        if (group > 0) keep(state, kept(group), kThreads);
-        forward_through(current);
-      } else {
-        back_through(current, first);
-        if (Shape::kWarps > 1) unwritten = first;
-        if (group > 1) recall(state, kept(group - 1), kThreads);
-        else if (group == 1) load_checkpoint(block);
-        else if (block > 0) load_checkpoint(block - 1);
-      }
+      if (step.back) of_rows.products(grad, at, scaled);
+      if (step.recall) kept.load(state);
+      if (step.keep_middle) kept.store(state);
+      if (step.keep_start && more) keep_checkpoint(block - last);
+      if (step.back) back_through(first);
+      else forward_through();
 
-      if (Shape::kBuffers == 2 && more) commit(next, vectors_of(next_step));
       __syncthreads();
-      if (step >= kForward) of_columns.group(current, first);
-      if constexpr (Shape::kWarps == 1) {
-        __syncwarp();
-        if (step >= kForward) of_columns.decays(first);
-        __syncwarp();
-      }
-      if constexpr (Shape::kBuffers == 1) {
+      if (step.back) {
+        of_columns.group(shared, first);
         __syncthreads();
-        if (more) commit(next, vectors_of(next_step));
-        __syncthreads();
+        of_columns.decays(first);
       }
-      if (more) prepare(next, next_step);
+      if (more) commit(vectors_of(next));
       __syncthreads();
-      float* const swapped = current;
-      current = next;
-      next = swapped;
+      if (more) prepare(next);
+      __syncthreads();
     }
     of_columns.token_sums.end_of_block();
   }
-  if (unwritten >= 0) of_columns.decays(unwritten);
 
   grad.store({g.dstate, StateAccess::kFours, sequence, head, first_row, size}, at);
-  __syncthreads();
   of_columns.token_sums.template finish<Shape>(p, g, shared, part, sequence, head);
 }
 

@@ -13,18 +13,16 @@ namespace flash_rwkv::cuda {
 #define FLASH_RWKV_ASYNC_COPIES 1
 #endif
 
-// kCount words a thread. The memory is laid out for devices with background copies; others leave it alone.
-template <class Word, int kCount, int kThreads>
-class InFlight {
+// Words in shared memory, of which every thread reads those alone that it has put or fetched itself.
+template <class Word>
+class SharedWords {
  public:
-  static constexpr int kSharedBytes = kCount * kThreads * static_cast<int>(sizeof(Word));
+  __device__ __forceinline__ explicit SharedWords(void* shared) : words_(static_cast<Word*>(shared)) {}
 
+  // `from` is read only if `wanted`; else the word is zeros. wait_for_loads() comes before get().
+  __device__ __forceinline__ void fetch(int at, const Word* from, bool wanted) {
 #if defined(FLASH_RWKV_ASYNC_COPIES)
-  __device__ __forceinline__ explicit InFlight(char* shared) : words_(reinterpret_cast<Word*>(shared) + threadIdx.x) {}
-
-  // `from` is read only if `wanted`; else the word is zeros.
-  __device__ __forceinline__ void fetch(int i, const Word* from, bool wanted) {
-    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(words_ + i * kThreads));
+    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(words_ + at));
     const int bytes = wanted ? static_cast<int>(sizeof(Word)) : 0;
     if constexpr (sizeof(Word) == 16) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
@@ -32,21 +30,41 @@ class InFlight {
       asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(sizeof(Word)), "r"(bytes)
                    : "memory");
     }
+#else
+    words_[at] = wanted ? __ldg(from) : Word{};
+#endif
   }
 
-  __device__ __forceinline__ Word get(int i) const { return words_[i * kThreads]; }
+  __device__ __forceinline__ void put(int at, Word word) { words_[at] = word; }
+  __device__ __forceinline__ Word get(int at) const { return words_[at]; }
 
  private:
   Word* words_;
-#else
-  __device__ __forceinline__ explicit InFlight(char*) {}
+};
 
-  __device__ __forceinline__ void fetch(int i, const Word* from, bool wanted) {
+// kCount words a thread, kTotal of the block. Where devices have background copies they lie in shared memory, at places
+// that the caller gives; other devices leave that alone.
+template <class Word, int kCount, int kTotal>
+class InFlight {
+ public:
+  static constexpr int kSharedBytes = kTotal * static_cast<int>(sizeof(Word));
+
+#if defined(FLASH_RWKV_ASYNC_COPIES)
+  __device__ __forceinline__ explicit InFlight(void* shared) : words_(shared) {}
+  __device__ __forceinline__ void fetch(int, int at, const Word* from, bool wanted) { words_.fetch(at, from, wanted); }
+  __device__ __forceinline__ Word get(int, int at) const { return words_.get(at); }
+
+ private:
+  SharedWords<Word> words_;
+#else
+  __device__ __forceinline__ explicit InFlight(void*) {}
+
+  __device__ __forceinline__ void fetch(int i, int, const Word* from, bool wanted) {
     words_[i] = Word{};
     if (wanted) words_[i] = __ldg(from);
   }
 
-  __device__ __forceinline__ Word get(int i) const { return words_[i]; }
+  __device__ __forceinline__ Word get(int i, int) const { return words_[i]; }
 
  private:
   Word words_[kCount];

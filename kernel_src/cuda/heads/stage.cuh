@@ -37,7 +37,8 @@ class VectorLoads {
   static constexpr int kPieces = kWidth / kPiece;
   static constexpr int kSlots = (kVectors * kStageTokens * kPieces + kThreads - 1) / kThreads;
   static constexpr int kWords = kPiece * sizeof(T) / sizeof(uint4);
-  using Words = InFlight<uint4, kSlots * kWords, kThreads>;
+  static constexpr int kAll = kVectors * kStageTokens * kPieces;
+  using Words = InFlight<uint4, kSlots * kWords, kAll * kWords>;
 
  public:
   static constexpr int kSharedBytes = Words::kSharedBytes;
@@ -67,7 +68,7 @@ class VectorLoads {
       const bool wanted = from_[s] != nullptr && first + token(s) < length;
       const uint4* from = reinterpret_cast<const uint4*>(from_[s] + first * token_bytes_[s] + skip);
 #pragma unroll
-      for (int i = 0; i < kWords; ++i) words_.fetch(s * kWords + i, from + i, wanted);
+      for (int i = 0; i < kWords; ++i) words_.fetch(s * kWords + i, i * kAll + piece(s), from + i, wanted);
     }
   }
 
@@ -98,9 +99,9 @@ class VectorLoads {
 
   __device__ __forceinline__ Four<T> four(int slot, int half) const {
     if constexpr (sizeof(T) == 4) {
-      return {words_.get(2 * slot + half)};
+      return {words_.get(2 * slot + half, half * kAll + piece(slot))};
     } else {
-      const uint4 word = words_.get(slot);
+      const uint4 word = words_.get(slot, piece(slot));
       return {half == 0 ? make_uint2(word.x, word.y) : make_uint2(word.z, word.w)};
     }
   }
@@ -120,7 +121,8 @@ class DecayLoads {
   static constexpr int kSlots = (kStageTokens * kPieces + kThreads - 1) / kThreads;
   // Words of the narrower dtype; one of fp32 takes two.
   using Word = Run<kPiece * 2>;
-  using Words = InFlight<typename Word::type, 2 * kSlots, kThreads>;
+  static constexpr int kAll = kStageTokens * kPieces;
+  using Words = InFlight<typename Word::type, 2 * kSlots, 2 * kAll>;
 
  public:
   static constexpr int kSharedBytes = Words::kSharedBytes;
@@ -138,10 +140,11 @@ class DecayLoads {
   __device__ __forceinline__ void fetch(int first, int length) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
+      if (token(s) >= kStageTokens) continue;
       valid_[s] = from_[s] != nullptr && first + token(s) < length;
       const auto* from = reinterpret_cast<const typename Word::type*>(from_[s] + first * token_bytes_);
-      words_.fetch(2 * s, from, valid_[s]);
-      if (is_float_) words_.fetch(2 * s + 1, from + 1, valid_[s]);
+      words_.fetch(2 * s, piece(s), from, valid_[s]);
+      if (is_float_) words_.fetch(2 * s + 1, kAll + piece(s), from + 1, valid_[s]);
     }
   }
 
@@ -172,12 +175,16 @@ class DecayLoads {
   __device__ static __forceinline__ int piece(int slot) { return static_cast<int>(threadIdx.x) + slot * kThreads; }
   __device__ static __forceinline__ int token(int slot) { return piece(slot) / kPieces; }
 
+  __device__ __forceinline__ typename Word::type word(int slot, int i) const {
+    return words_.get(2 * slot + i, i * kAll + piece(slot));
+  }
+
   __device__ __forceinline__ void unpack(int slot, float (&w)[kPiece]) const {
     if constexpr (sizeof(T) == 4) {
-      Word::unpack_floats(words_.get(2 * slot), words_.get(2 * slot + 1), w);
+      Word::unpack_floats(word(slot, 0), word(slot, 1), w);
     } else {
-      if (is_float_) Word::unpack_floats(words_.get(2 * slot), words_.get(2 * slot + 1), w);
-      else Word::template unpack<T>(words_.get(2 * slot), w);
+      if (is_float_) Word::unpack_floats(word(slot, 0), word(slot, 1), w);
+      else Word::template unpack<T>(word(slot, 0), w);
     }
   }
 
