@@ -110,6 +110,7 @@ struct BackwardMemory {
   using Decays = DecayLoads<T, Shape::kWidth, Shape::kThreads>;
   using Scaled = GroupVectors<Shape::kWidth, Op::kSets>;
   using Factors = PairFactors<Op::kSets, Shape::kWarps>;
+  using Preparation = ColumnPreparation<Op, Shape>;
   static constexpr int kToken = Op::kTokenVectors * Shape::kWidth;
   static constexpr int kStage = kGroup * kToken;
   static constexpr int kTile = Shape::kThreads * Shape::kElements;
@@ -126,7 +127,14 @@ struct BackwardMemory {
   static constexpr int kFactorFloats = Shape::kWarps * Factors::kFloats;
   static constexpr int kRowShares = kColumnShares + kFactorFloats;
   static constexpr int kWholeFactors = kRowShares + kFactorFloats;
-  static constexpr int kFloats = kWholeFactors + kFactorFloats;
+  // Pointers to the rows of all that is read, then of all that is written.
+  static constexpr int kTokenRows = kWholeFactors + kFactorFloats;
+  static constexpr int kReadRows = Op::kVectors + 2;  // those that forward saved, and w, besides
+  static constexpr int kGradientRows = kTokenRows + kReadRows * int{sizeof(TokenRows) / sizeof(float)};
+  // For the preparation of columns, in the place of sums where these do not take that of its results.
+  static constexpr int kEnd = kGradientRows + (Op::kGradients + 1) * int{sizeof(GradientRows) / sizeof(float)};
+  static constexpr int kScratch = Shape::kWarps == 1 ? kEnd : kSums;
+  static constexpr int kFloats = kEnd + (Shape::kWarps == 1 ? Preparation::kFloats : 0);
   static constexpr int kBytes = kFloats * static_cast<int>(sizeof(float));
   static constexpr int kSavedBytes = Op::kSavedVectors > 0 ? Saved::kSharedBytes : 0;
   static constexpr int kBytesInFlight = Vectors::kSharedBytes + kSavedBytes + Decays::kSharedBytes;
@@ -174,13 +182,13 @@ class ColumnGradients {
 #pragma unroll
     for (int unit = threadIdx.x; unit < kEachRole; unit += Shape::kThreads) {
       const int token = unit / kPairsOfColumns, column = unit % kPairsOfColumns * kEach;
-      float sum[kEach] = {0.0f, 0.0f};
+      float sum[1][kEach] = {};
 #pragma unroll
       for (int role = 0; role < Memory::kRoles; ++role) {
         const float2 x = *reinterpret_cast<const float2*>(decay_sums(role, token) + column);
-        sum[0] += x.x, sum[1] += x.y;
+        sum[0][0] += x.x, sum[0][1] += x.y;
       }
-      writer_.write(Op::kDd, first + token, column, sum[0], sum[1]);
+      writer_.write(Op::kDd, first + token, column, sum);
     }
   }
 
@@ -217,8 +225,8 @@ class ColumnGradients {
 #pragma unroll
       for (int i = 0; i < kEach; ++i) dd[t][i] *= slope[t][i];
       *reinterpret_cast<float2*>(decay_sums(role, t) + column) = make_float2(dd[t][0], dd[t][1]);
-      writer_.write(gradient, first + t, column, out[t][0], out[t][1]);
     }
+    writer_.write(gradient, first, column, out);
     token_sums.add_decays(dd, round);
   }
 
@@ -323,13 +331,22 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
   const int64_t skip_of_block = checkpoint_stride * sizeof(float) - kCudaCheckpointTokens * saved_row_bytes;
 
   // --- Tokens
-  TokenRows rows[Op::kVectors];
-  Op::token_rows_of(p, g, batch, begin, head, rows);
+  auto* const read_rows = reinterpret_cast<TokenRows*>(shared + Memory::kTokenRows);
+  auto* const gradient_rows_at = reinterpret_cast<GradientRows*>(shared + Memory::kGradientRows);
+  if (threadIdx.x == 0) {
+    Op::token_rows_of(p, g, batch, begin, head, read_rows);
+    read_rows[Op::kVectors] = {reinterpret_cast<const char*>(checkpoints + size * size), saved_row_bytes};
+    read_rows[Op::kVectors + 1] = token_rows(p.w, batch, begin, head);
+    for (int i = 0; i < Op::kGradients; ++i)
+      gradient_rows_at[i] = gradient_rows<Op, T>(p, g, plan, batch, begin, head, part, i);
+    const int64_t first = batch * g.dv.stride[0] + begin * g.dv.stride[1] + head * g.dv.stride[2];
+    gradient_rows_at[Op::kGradients] = {static_cast<char*>(g.dv.data) + first * int64_t{sizeof(T)},
+                                        g.dv.stride[1] * int64_t{sizeof(T)}};
+  }
   char* const in_flight = reinterpret_cast<char*>(shared) + Memory::kBytes;
-  typename Memory::Vectors vectors(rows, size, in_flight);
-  const TokenRows saved_rows[1] = {{reinterpret_cast<const char*>(checkpoints + size * size), saved_row_bytes}};
-  typename Memory::Saved saved(saved_rows, size, in_flight + Memory::Vectors::kSharedBytes);
-  typename Memory::Decays decay(token_rows(p.w, batch, begin, head), p.w.dtype == DType::kFloat32, p.decay, size,
+  typename Memory::Vectors vectors(read_rows, size, in_flight);
+  typename Memory::Saved saved(read_rows + Op::kVectors, size, in_flight + Memory::Vectors::kSharedBytes);
+  typename Memory::Decays decay(read_rows + Op::kVectors + 1, p.w.dtype == DType::kFloat32, p.decay, size,
                                 in_flight + Memory::Vectors::kSharedBytes + Memory::kSavedBytes);
   const auto fetch = [&](int block, int group, int count) {
     const int first = block * kCudaCheckpointTokens + group * kGroup;
@@ -358,18 +375,17 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
 
   const auto row_of = [&](int token, int vector) { return shared + token * kToken + vector * kWidth + first_row; };
   const auto forward_through = [&] {
-    through_group<Op::kSets>(
-        state, at, scaled + Scaled::kWhole, [&](int set, int t) { return row_of(t, Op::written_row(set)); },
-        [&](int set, int t) { return scaled + Scaled::written(set, t); });
+#pragma unroll 1
+    for (int t = 0; t < kGroup; ++t) Op::update(shared + t * kToken, first_row, at, state);
   };
   RowGradients<Op, Layout> of_rows;
-  T* const dv_at = static_cast<T*>(g.dv.data) + batch * g.dv.stride[0] + begin * g.dv.stride[1] +
-                   head * g.dv.stride[2] + first_row + of_rows.first;
   const auto write_rows = [&](int first) {
     constexpr int kOwned = RowGradients<Op, Layout>::kOwned;
     if (!RowGradients<Op, Layout>::Rest::owns_first()) return;
     if (of_rows.set == 0) {
-      T* const to = dv_at + (first + of_rows.token) * g.dv.stride[1];
+      const GradientRows dv = gradient_rows_at[Op::kGradients];
+      T* const to =
+          reinterpret_cast<T*>(dv.data + (first + of_rows.token) * dv.token_bytes) + first_row + of_rows.first;
 #pragma unroll
       for (int i = 0; i < kOwned; ++i) {
         if (first + of_rows.token < length && first_row + of_rows.first + i < size) to[i] = from_float<T>(of_rows.x[i]);
@@ -387,44 +403,38 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
     write_rows(first);
     const OverlapSums<Layout> overlap(state, grad);
     if constexpr (Shape::kWarps == 1) __syncwarp();  // sums take the place of vectors
-#pragma unroll
+#pragma unroll 1
     for (int set = 0; set < Op::kSets; ++set)
       column_sums(grad, at, row_of(0, Op::written_row(set)), kToken, sums + Scaled::written(set, 0));
     __syncwarp();  // for dsa
-    const auto read_row = [&](int set, int t) {
-      return set == 0 ? row_of(t, Op::kDy) : dsa + t * Shape::kBlockRows + at.row_group * Layout::kRows;
+    const auto gradients_of_reads = [&](int set) {
+      return set == 0 ? row_of(0, Op::kDy) : dsa + at.row_group * Layout::kRows;
     };
-    through_group<Op::kSets>(grad, at, scaled + Scaled::kWhole, read_row,
-                             [&](int set, int t) { return scaled + Scaled::read(set, t); });
+    const auto stride = [](int set) { return set == 0 ? int{Memory::kToken} : int{Shape::kBlockRows}; };
+    gradient_through_group<Op>(grad, at, scaled, gradients_of_reads, stride);
     if constexpr (Shape::kWarps == 1) __syncwarp();
-    column_sums(state, at, read_row(0, 0), kToken, sums + Scaled::read(0, 0));
-    if constexpr (Op::kFeedback) column_sums(state, at, read_row(1, 0), Shape::kBlockRows, sums + Scaled::read(1, 0));
+#pragma unroll 1
+    for (int set = 0; set < Op::kSets; ++set)
+      column_sums(state, at, gradients_of_reads(set), stride(set), sums + Scaled::read(set, 0));
     overlap.store(at, sums + Scaled::kWhole);
     row_factors<Op, Shape>(shared, dsa, warp_row, shared + Memory::kRowShares);
   };
 
-  const GradientWriter<Op, T> writer(p, g, plan, batch, begin, length, head, part);
+  const GradientWriter<Op, T> writer = {p, g, plan, gradient_rows_at, length};
   ColumnGradients<Op, T, Shape> of_columns(shared, writer);
 
   // --- Steps. The next step's tokens load meanwhile.
   const auto vectors_of = [](Step step) { return step.back ? int{Op::kVectors} : int{Op::kRecompute}; };
-  const auto prepare = [&](Step step) {
-    const float* const bonus = shared + Memory::kBonus;
-    float* const shares = shared + Memory::kColumnShares;
-    if (step.back) prepare_columns<Op, Shape, true>(shared, bonus, scaled, shares);
-    else prepare_columns<Op, Shape, false>(shared, bonus, scaled, shares);
-  };
   KeptTile<Layout, kThreads> kept(shared_fours + Memory::kKept / 4);
   const auto keep_checkpoint = [&](int block) {
     kept.fetch(checkpoints + block * checkpoint_stride, first_row, size, at);
   };
+  __syncthreads();  // for rows
   if (blocks > 0) {
     keep_checkpoint(blocks - 1);
     fetch(blocks - 1, step_of(0).group, vectors_of(step_of(0)));
     commit(vectors_of(step_of(0)));
   }
-  __syncthreads();
-  if (blocks > 0) prepare(step_of(0));
   __syncthreads();
   for (int block = blocks - 1; block >= 0; --block) {
 #pragma unroll 1
@@ -451,8 +461,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
       }
       if (more) commit(vectors_of(next));
       __syncthreads();
-      if (more) prepare(next);
-      __syncthreads();
+      if (next.back) {
+        Memory::Preparation::run(shared, shared + Memory::kBonus, scaled,
+                                 shared + Memory::kScratch + warp * Memory::Preparation::kFloats,
+                                 shared + Memory::kColumnShares);
+        __syncthreads();
+      }
     }
     of_columns.token_sums.end_of_block();
   }

@@ -46,6 +46,7 @@ __global__ void __launch_bounds__(ForwardShape<kWidth, kRows>::kThreads,
   __shared__ float4 shared[Shape::kBuffers * kStageFloats / 4];
   __shared__ uint4 vectors_in_flight[Vectors::kSharedBytes / sizeof(uint4)];
   __shared__ uint4 decay_in_flight[Decays::kSharedBytes / sizeof(uint4)];
+  __shared__ TokenRows rows[Op::kVectors + 1];
   float* current = reinterpret_cast<float*>(shared);
   float* next = current + (Shape::kBuffers - 1) * kStageFloats;
 
@@ -65,10 +66,13 @@ __global__ void __launch_bounds__(ForwardShape<kWidth, kRows>::kThreads,
   const bool known_slot = p.slots == nullptr || (slot >= 0 && slot < p.num_states);
 
   // --- Loads of the first tokens, then of the state, all in flight at once
-  TokenRows rows[Op::kVectors];
-  Op::token_rows_of(p, batch, begin, head, rows);
+  if (threadIdx.x == 0) {
+    Op::token_rows_of(p, batch, begin, head, rows);
+    rows[Op::kVectors] = token_rows(p.w, batch, begin, head);
+  }
+  __syncthreads();
   Vectors vectors(rows, size, reinterpret_cast<char*>(vectors_in_flight));
-  Decays decay(token_rows(p.w, batch, begin, head), p.w.dtype == DType::kFloat32, p.decay, size,
+  Decays decay(rows + Op::kVectors, p.w.dtype == DType::kFloat32, p.decay, size,
                reinterpret_cast<char*>(decay_in_flight));
   const auto fetch = [&](int first) {
     vectors.fetch(first, length, Op::kVectors);

@@ -43,100 +43,140 @@ __device__ __forceinline__ float retention_product(float x, float y) {
 
 // --- Columns -----------------------------------------------------------------------------------------------------------
 
-// Scales the column vectors of a group and forms the factors between its tokens. kAll: for the way back; else only what
-// recomputing states takes. One lane deals with one column of one vector that is written.
-template <class Op, class Shape, bool kAll>
-__device__ __forceinline__ void prepare_columns(const float* tokens, const float* bonus, float* scaled, float* shares) {
-  constexpr int kWidth = Shape::kWidth;
-  constexpr int kToken = Op::kTokenVectors * kWidth;
-  using Vectors = GroupVectors<kWidth, Op::kSets>;
+// Scales the column vectors of a group and forms the factors between its tokens. A warp deals with kColumns columns at a
+// time, a lane with one column of one vector that is written.
+template <class Op, class Shape>
+class ColumnPreparation {
+ public:
+  static constexpr int kColumns = kWarp / Op::kSets;
+  // What factors are products of, side by side in shared memory, in rows that do not share banks: what tokens write,
+  // as it is and as the third and fourth token see it; and what they read with.
+  static constexpr int kStride = kColumns + 4;
+  static constexpr int kSeen = 7;    // a set: of tokens 0, 1, 2, 3, then of 0 for 2, 0 for 3, 1 for 3
+  static constexpr int kReads = 10;  // by tokens 0 … 3 of what they write, then by 1, 2, 3 of what was before (WKV7: of
+                                     // y, then of sa)
+  static constexpr int kFloats = (Op::kSets * kSeen + kReads) * kStride;  // a warp
+
+  // scratch: of this warp.
+  __device__ __forceinline__ static void run(const float* tokens, const float* bonus, float* scaled, float* scratch,
+                                             float* shares) {
+    const Factors factor;
+    const float* const x = scratch + seen(factor.set, factor.earlier, factor.later) * kStride;
+    const float* const y = scratch + read(factor) * kStride;
+    float share = 0.0f;
+#pragma unroll 1
+    for (int first = threadIdx.x / kWarp * kColumns; first < Shape::kWidth; first += Shape::kWarps * kColumns) {
+      scale(tokens, bonus, scaled, scratch, first + static_cast<int>(threadIdx.x) % kColumns);
+      __syncwarp();
+      share += Factors::template dot<kColumns>(x, y);
+      __syncwarp();
+    }
+    Factors::leave(share, shares);
+  }
+
+ private:
   using Factors = PairFactors<Op::kSets, Shape::kWarps>;
-  const int set = Factors::set();
-  float factors[kPairs] = {};
-#pragma unroll
-  for (int unit = threadIdx.x; unit < Op::kSets * kWidth; unit += Shape::kThreads) {
-    const int column = unit / kWarp * Factors::kLanesEach + Factors::lane();
-    float retention[kGroup], d[kGroup], x[kGroup], r[kGroup], a[kGroup];
+  using Vectors = GroupVectors<Shape::kWidth, Op::kSets>;
+
+  // What a later token sees of what an earlier one wrote, before that token's own decay.
+  __device__ __forceinline__ static int seen(int set, int earlier, int later) {
+    const int apart = later - earlier;
+    return set * kSeen + (apart < 2 ? earlier : 2 + earlier + later);
+  }
+
+  __device__ __forceinline__ static int read(const Factors& factor) {
+    const int first = Op::kSets * kSeen;
+    if (factor.earlier == factor.later) return first + factor.later;
+    return first + 3 + factor.later + (factor.is_behind ? 3 : 0);
+  }
+
+  __device__ __forceinline__ static void scale(const float* tokens, const float* bonus, float* scaled, float* scratch,
+                                               int column) {
+    constexpr int kWidth = Shape::kWidth;
+    constexpr int kToken = Op::kTokenVectors * kWidth;
+    const int set = static_cast<int>(threadIdx.x) / kColumns % Op::kSets;
+    float* const mine = scratch + static_cast<int>(threadIdx.x) % kColumns;
+    float retention[kGroup], d[kGroup], x[kGroup], r[kGroup], a[kGroup] = {};
 #pragma unroll
     for (int t = 0; t < kGroup; ++t) {
       const float* const token = tokens + t * kToken + column;
       retention[t] = token[Op::kDecay * kWidth];
       d[t] = decay_of(retention[t]);
       x[t] = token[Op::written_column(set) * kWidth];
-      if constexpr (kAll) {
-        r[t] = token[Op::kR * kWidth];
-        if constexpr (Op::kFeedback) a[t] = token[Op::kA * kWidth];
-      }
+      r[t] = token[Op::kR * kWidth];
+      if constexpr (Op::kFeedback) a[t] = token[Op::kA * kWidth];
     }
+    // --- What is written, on its way to the end of the group
 #pragma unroll
     for (int t = 0; t < kGroup; ++t) {
-      if constexpr (kAll) {
-        const float direct = Op::kFeedback ? r[t] : __fmul_rn(r[t], bonus[column]);
-        factors[from_on(t, t)] = fmaf(direct, x[t], factors[from_on(t, t)]);
-      }
+      mine[seen(set, t, t) * kStride] = x[t];
       float y = x[t];
 #pragma unroll
       for (int s = t + 1; s < kGroup; ++s) {
-        const float decayed = __fmul_rn(y, d[s]);
-        if constexpr (kAll) {
-          const float seen = Op::kFeedback ? decayed : y;  // WKV6 reads the state before it decays
-          factors[from_on(t, s)] = fmaf(r[s], seen, factors[from_on(t, s)]);
-          if constexpr (Op::kFeedback) factors[behind(t, s)] = fmaf(a[s], y, factors[behind(t, s)]);
-        }
-        y = decayed;
+        if (s > t + 1) mine[seen(set, t, s) * kStride] = y;
+        y *= d[s];
       }
       scaled[Vectors::written(set, t) + column] = y;
     }
-    if constexpr (kAll) {
-      float before = 1.0f;
+    // --- What is read with, on its way from the start of the group
+    float before = 1.0f;
 #pragma unroll
-      for (int t = 0; t < kGroup; ++t) {
-        const float after = __fmul_rn(before, d[t]);
-        float mine = __fmul_rn(r[t], Op::kFeedback ? after : before);
-        if constexpr (Op::kFeedback) mine = set == 0 ? mine : __fmul_rn(a[t], before);
-        scaled[Vectors::read(set, t) + column] = mine;
-        before = after;
-      }
+    for (int t = 0; t < kGroup; ++t) {
+      const float after = __fmul_rn(before, d[t]);
+      float scaled_read = __fmul_rn(r[t], Op::kFeedback ? after : before);
+      if constexpr (Op::kFeedback) scaled_read = set == 0 ? scaled_read : __fmul_rn(a[t], before);
+      scaled[Vectors::read(set, t) + column] = scaled_read;
+      before = after;
     }
+    // WKV6 reads the state before it decays, and what the token writes by way of u.
+    float* const reads = mine + Op::kSets * kSeen * kStride;
+#pragma unroll
+    for (int t = 0; t < kGroup; ++t) {
+      if (set == 0) reads[t * kStride] = Op::kFeedback ? r[t] : __fmul_rn(r[t], bonus[column]);
+      if (set == 0 && t > 0) reads[(3 + t) * kStride] = Op::kFeedback ? __fmul_rn(r[t], d[t]) : r[t];
+      if (set == 1 && t > 0) reads[(6 + t) * kStride] = a[t];
+    }
+    if (set != 0) return;
     float whole = retention[0];
 #pragma unroll
     for (int t = 1; t < kGroup; ++t) whole = retention_product(whole, retention[t]);
-    if (set == 0) scaled[Vectors::kWhole + column] = whole;
+    scaled[Vectors::kWhole + column] = whole;
   }
-  if constexpr (kAll) Factors::leave(factors, shares);
-}
+};
 
 // --- The state and its gradient ----------------------------------------------------------------------------------------
 
-// tile <- tile D + sum over tokens of rows · columns, for kSets kinds of them. rows(set, token) points to this thread's
-// first row of a vector, `columns` to vectors as GroupVectors has them.
-template <int kSets, class Layout, class Rows, class Columns>
-__device__ __forceinline__ void through_group(StateTile<Layout>& tile, const Layout& at, const float* whole,
-                                              const Rows& rows, const Columns& columns) {
+// grad <- grad D + sum over tokens of rows · columns, for all that the state is read with. rows(set) points to this thread's
+// first row of the first token's vector, stride(set) floats before that of the next; scaled is as GroupVectors has it.
+template <class Op, class Layout, class Rows, class Stride>
+__device__ __forceinline__ void gradient_through_group(StateTile<Layout>& grad, const Layout& at, const float* scaled,
+                                                       const Rows& rows, const Stride& stride) {
   constexpr int R = Layout::kRows, C = Layout::kColumns;
+  using Vectors = GroupVectors<Layout::kWidth, Op::kSets>;
   float d[C];
-  at.columns_of(whole, d);
+  at.columns_of(scaled + Vectors::kWhole, d);
   const auto decay = [&](auto near) {
 #pragma unroll
     for (int i = 0; i < R; ++i)
 #pragma unroll
       for (int c = 0; c < C; ++c)
-        tile.x[i][c] = fmaf(d[c], tile.x[i][c], kept<decltype(near)::value>(d[c], tile.x[i][c]));
+        grad.x[i][c] = fmaf(d[c], grad.x[i][c], kept<decltype(near)::value>(d[c], grad.x[i][c]));
   };
   if (all_near_one(d)) decay(Constant<true>());
   else decay(Constant<false>());
+#pragma unroll 1
+  for (int t = 0; t < kGroup; ++t) {
 #pragma unroll
-  for (int set = 0; set < kSets; ++set)
-#pragma unroll
-    for (int t = 0; t < kGroup; ++t) {
+    for (int set = 0; set < Op::kSets; ++set) {
       float x[C], p[R];
-      at.columns_of(columns(set, t), x);
-      elements_of(rows(set, t), p);
+      at.columns_of(scaled + Vectors::read(set, t), x);
+      elements_of(rows(set) + t * stride(set), p);
 #pragma unroll
       for (int i = 0; i < R; ++i)
 #pragma unroll
-        for (int c = 0; c < C; ++c) tile.x[i][c] = fmaf(p[i], x[c], tile.x[i][c]);
+        for (int c = 0; c < C; ++c) grad.x[i][c] = fmaf(p[i], x[c], grad.x[i][c]);
     }
+  }
 }
 
 // Sums over this warp's rows of tile · a row vector, for the four tokens, into `to`, a vector [kWidth] a token. Lanes of
@@ -215,12 +255,16 @@ struct RowGradients {
       : token(threadIdx.x % kGroup), set(threadIdx.x / kGroup % Op::kSets), first(Rest::owned()) {}
 
   __device__ __forceinline__ void products(const StateTile<Layout>& grad, const Layout& at, const float* scaled) {
-    one_vector(grad, at, scaled + Vectors::written(set, 0), x);
     if constexpr (Op::kSets == 2) {
-      float other[R];
-      one_vector(grad, at, scaled + Vectors::written(1 - set, 0), other);
+#pragma unroll 1
+      for (int other = 1; other >= 0; --other) {
+        float sums[R];
+        one_vector(grad, at, scaled + Vectors::written(set ^ other, 0), sums);
 #pragma unroll
-      for (int i = 0; i < R; ++i) x[i] += __shfl_xor_sync(kAllLanes, other[i], kGroup);
+        for (int i = 0; i < R; ++i) x[i] = other ? sums[i] : sums[i] + __shfl_xor_sync(kAllLanes, x[i], kGroup);
+      }
+    } else {
+      one_vector(grad, at, scaled + Vectors::written(set, 0), x);
     }
     Rest::reduce(x);
   }
@@ -275,36 +319,18 @@ struct RowGradients {
   }
 };
 
-// Factors between the rows of tokens: what each writes, times the gradients that later ones read with. One lane deals with
-// one row of one vector that is written; `rows` of them, from first_row on.
+// Factors between the rows of tokens: what each writes, times the gradients that later ones read with. first_row: of this
+// warp. dsa: of this warp's rows.
 template <class Op, class Shape>
 __device__ __forceinline__ void row_factors(const float* tokens, const float* dsa, int first_row, float* shares) {
-  constexpr int kWidth = Shape::kWidth;
-  constexpr int kToken = Op::kTokenVectors * kWidth;
-  constexpr int kRows = Shape::Layout::kWarpRows;
+  constexpr int kToken = Op::kTokenVectors * Shape::kWidth;
   using Factors = PairFactors<Op::kSets, Shape::kWarps>;
-  float factors[kPairs] = {};
-#pragma unroll
-  for (int row = Factors::lane(); row < kRows; row += Factors::kLanesEach) {
-    float x[kGroup], dy[kGroup], feedback[kGroup];
-#pragma unroll
-    for (int t = 0; t < kGroup; ++t) {
-      const float* const token = tokens + t * kToken + first_row + row;
-      x[t] = token[Op::written_row(Factors::set()) * kWidth];
-      dy[t] = token[Op::kDy * kWidth];
-      if constexpr (Op::kFeedback) feedback[t] = dsa[t * Shape::kBlockRows + row];
-    }
-#pragma unroll
-    for (int t = 0; t < kGroup; ++t)
-#pragma unroll
-      for (int s = t; s < kGroup; ++s) {
-        factors[from_on(t, s)] = fmaf(x[t], dy[s], factors[from_on(t, s)]);
-        if constexpr (Op::kFeedback) {
-          if (s > t) factors[behind(t, s)] = fmaf(x[t], feedback[s], factors[behind(t, s)]);
-        }
-      }
-  }
-  Factors::leave(factors, shares);
+  const Factors factor;
+  const float* const rows = tokens + first_row;
+  const float* const x = rows + factor.earlier * kToken + Op::written_row(factor.set) * Shape::kWidth;
+  const float* y = rows + factor.later * kToken + Op::kDy * Shape::kWidth;
+  if (Op::kFeedback && factor.is_behind) y = dsa + factor.later * Shape::kBlockRows;
+  Factors::leave(Factors::template dot<Shape::Layout::kWarpRows>(x, y), shares);
 }
 
 }  // namespace flash_rwkv::cuda

@@ -17,25 +17,54 @@ __host__ __device__ constexpr int behind(int earlier, int later) {
   return 10 + earlier * (2 * kGroup - 1 - earlier) / 2 + later - earlier - 1;
 }
 
-// kSets sets of factors, a set by kLanesEach lanes of each warp. Warps leave their shares in shared memory; after a
-// barrier every warp adds them up for itself, in their order.
+// The tokens of pair i, two bits each.
+__host__ __device__ constexpr unsigned pairs_packed(bool later_ones) {
+  unsigned packed = 0;
+  for (int e = 0; e < kGroup; ++e)
+    for (int l = e; l < kGroup; ++l) {
+      const unsigned token = later_ones ? l : e;
+      packed |= token << 2 * from_on(e, l);
+      if (l > e) packed |= token << 2 * behind(e, l);
+    }
+  return packed;
+}
+
+// kSets sets of factors, one lane of each warp for each. Warps leave their shares in shared memory; after a barrier every
+// warp adds them up for itself, in their order.
 template <int kSets, int kWarps>
 struct PairFactors {
-  static constexpr int kLanesEach = kWarp / kSets;
   static constexpr int kFloats = kSets * kPairs;  // a warp
-  using Sums = ScatteredSums<kLanesEach / 2, 1, kPairs>;
 
-  __device__ static __forceinline__ int set() { return static_cast<int>(threadIdx.x) % kWarp / kLanesEach; }
-  __device__ static __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kLanesEach; }
+  // Which factor this lane deals with.
+  int set = threadIdx.x / kPairs % kSets;
+  int earlier = pairs_packed(false) >> 2 * (threadIdx.x % kPairs) & 3;
+  int later = pairs_packed(true) >> 2 * (threadIdx.x % kPairs) & 3;
+  bool is_behind = threadIdx.x % kPairs >= 10;
 
-  __device__ static __forceinline__ void leave(float (&mine)[kPairs], float* shares) {
-    Sums::reduce(mine);
-    const int warp = static_cast<int>(threadIdx.x) / kWarp;
-    if (Sums::owns_first()) shares[warp * kFloats + set() * kPairs + Sums::owned()] = mine[0];
+  // x, y: vectors of kCount elements in shared memory. Lanes begin at different elements, for the sake of its banks.
+  template <int kCount>
+  __device__ __forceinline__ static float dot(const float* x, const float* y) {
+    constexpr int kFours = kCount / 4;
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+      const int four = (i + static_cast<int>(threadIdx.x)) % kFours;
+      float u[4], v[4];
+      elements_of(x + 4 * four, u);
+      elements_of(y + 4 * four, v);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) sum = fmaf(u[c], v[c], sum);
+    }
+    return sum;
+  }
+
+  __device__ __forceinline__ static void leave(float share, float* shares) {
+    const int warp = static_cast<int>(threadIdx.x) / kWarp, i = static_cast<int>(threadIdx.x) % kWarp;
+    if (i < kFloats) shares[warp * kFloats + i] = share;
   }
 
   // whole: this warp's own.
-  __device__ static __forceinline__ void add_up(const float* shares, float* whole) {
+  __device__ __forceinline__ static void add_up(const float* shares, float* whole) {
     const int i = static_cast<int>(threadIdx.x) % kWarp;
     if (i < kFloats) {
       float sum = 0.0f;

@@ -38,38 +38,57 @@ __device__ __forceinline__ int64_t scratch_pair(const typename Op::Params& p, co
   return (int64_t{part} * Op::kGradients + gradient) * pairs + pair;
 }
 
-// Writes this block's share of gradients.
-template <class Op, class T>
-class GradientWriter {
- public:
-  __device__ __forceinline__ GradientWriter(const typename Op::Params& p, const typename Op::Gradients& g,
-                                            const PartsPlan& plan, int64_t batch, int64_t begin, int length,
-                                            int64_t head, int part)
-      : p_(p),
-        g_(g),
-        plan_(plan),
-        length_(length),
-        part_(part),
-        out_(batch * g.dr.stride[0] + begin * g.dr.stride[1] + head * g.dr.stride[2]),
-        row_((batch * p.sequences.tokens + begin) * plan.num_heads + head - plan.first_head) {}
+// Where a block writes one of the gradients, or its share of one: a row a token of the sequence.
+struct __align__(16) GradientRows {
+  char* data;
+  int64_t token_bytes;  // from token to token
+};
 
-  // Of columns `column` and the next, where these and the token of the sequence exist.
-  __device__ __forceinline__ void write(int gradient, int token, int column, float x0, float x1) const {
-    if (token >= length_ || column >= p_.head_size || !Op::has_gradient(p_, gradient)) return;
-    if (plan_.sums == nullptr) {
-      write_gradient<Op, T>(g_, gradient, out_ + token * g_.dr.stride[1] + column, x0, x1);
-    } else {
-      const int64_t pair = (row_ + token * plan_.num_heads) * (p_.head_size / 2) + column / 2;
-      reinterpret_cast<float2*>(plan_.sums)[scratch_pair<Op>(p_, plan_, part_, gradient, pair)] = make_float2(x0, x1);
+template <class Op>
+__device__ __forceinline__ bool is_fp32(const typename Op::Gradients& g, const PartsPlan& plan, int gradient) {
+  return plan.sums != nullptr || (gradient == Op::kDd && g.dw.dtype == DType::kFloat32);
+}
+
+// batch, begin: of the sequence's first token.
+template <class Op, class T>
+__device__ __forceinline__ GradientRows gradient_rows(const typename Op::Params& p, const typename Op::Gradients& g,
+                                                      const PartsPlan& plan, int64_t batch, int64_t begin, int64_t head,
+                                                      int part, int gradient) {
+  if (plan.sums != nullptr) {
+    const int64_t row = (batch * p.sequences.tokens + begin) * plan.num_heads + head - plan.first_head;
+    const int64_t pair = scratch_pair<Op>(p, plan, part, gradient, row * (p.head_size / 2));
+    return {reinterpret_cast<char*>(plan.sums + 2 * pair), plan.num_heads * p.head_size * int64_t{sizeof(float)}};
+  }
+  const View& to = Op::gradient_view(g, gradient);
+  const int64_t bytes = is_fp32<Op>(g, plan, gradient) ? 4 : int64_t{sizeof(T)};
+  const int64_t first = batch * to.stride[0] + begin * to.stride[1] + head * to.stride[2];
+  return {static_cast<char*>(to.data) + first * bytes, to.stride[1] * bytes};
+}
+
+// Writes gradients of two neighbouring columns.
+template <class Op, class T>
+struct GradientWriter {
+  const typename Op::Params& p;
+  const typename Op::Gradients& g;
+  const PartsPlan& plan;
+  const GradientRows* rows;  // of each gradient, in shared memory
+  int length;                // of the sequence
+
+  // x: of kTokens tokens from `first` on, at columns `column` and the next. Only what exists is written.
+  template <int kTokens>
+  __device__ __forceinline__ void write(int gradient, int first, int column, const float (&x)[kTokens][2]) const {
+    if (column >= p.head_size || !Op::has_gradient(p, gradient)) return;
+    const GradientRows to = rows[gradient];
+    const bool fp32 = is_fp32<Op>(g, plan, gradient);
+    char* at = to.data + first * to.token_bytes + column * (fp32 ? 4 : int{sizeof(T)});
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      if (first + t >= length) return;
+      if (fp32) store_pair(reinterpret_cast<float*>(at), x[t][0], x[t][1]);
+      else store_pair(reinterpret_cast<T*>(at), x[t][0], x[t][1]);
+      at += to.token_bytes;
     }
   }
-
- private:
-  const typename Op::Params& p_;
-  const typename Op::Gradients& g_;
-  const PartsPlan& plan_;
-  int length_, part_;
-  int64_t out_, row_;
 };
 
 // One thread adds up two columns of one gradient of one token.

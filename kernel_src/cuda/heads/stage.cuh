@@ -14,15 +14,15 @@ namespace flash_rwkv::cuda {
 constexpr int kStageTokens = 4;
 
 // One vector [N] a token of a head, from the first token of a sequence on.
-struct TokenRows {
-  const char* data = nullptr;  // nullptr: zeros
-  int64_t token_bytes = 0;     // from token to token
+struct __align__(16) TokenRows {
+  const char* data;     // nullptr: zeros
+  int64_t token_bytes;  // from token to token
 };
 
 inline __host__ __device__ int bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 __device__ __forceinline__ TokenRows token_rows(const View& view, int64_t batch, int64_t begin, int64_t head) {
-  if (view.data == nullptr) return {};
+  if (view.data == nullptr) return {nullptr, 0};
   const int64_t bytes = bytes_of(view.dtype);
   const int64_t first = batch * view.stride[0] + begin * view.stride[1] + head * view.stride[2];
   return {static_cast<const char*>(view.data) + first * bytes, view.stride[1] * bytes};
@@ -43,21 +43,9 @@ class VectorLoads {
  public:
   static constexpr int kSharedBytes = Words::kSharedBytes;
 
-  // shared: of kSharedBytes.
-  __device__ __forceinline__ VectorLoads(const TokenRows (&rows)[kVectors], int size, char* shared) : words_(shared) {
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      const int column = piece(s) % kPieces * kPiece;
-      TokenRows mine;
-#pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
-        if (vector(s) == i) mine = rows[i];
-      }
-      token_bytes_[s] = mine.token_bytes;
-      const bool exists = mine.data != nullptr && column < size;
-      from_[s] = exists ? mine.data + token(s) * mine.token_bytes + column * sizeof(T) : nullptr;
-    }
-  }
+  // rows: in shared memory, where they cost no registers. shared: of kSharedBytes.
+  __device__ __forceinline__ VectorLoads(const TokenRows* rows, int size, char* shared)
+      : rows_(rows), size_(size), words_(shared) {}
 
   // Tokens first … first + kStageTokens - 1 of the first `vectors` vectors; zeros from token `length` on. `skip`: bytes
   // that lie between the tokens before these besides themselves.
@@ -65,10 +53,13 @@ class VectorLoads {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       if (vector(s) >= vectors) continue;
-      const bool wanted = from_[s] != nullptr && first + token(s) < length;
-      const uint4* from = reinterpret_cast<const uint4*>(from_[s] + first * token_bytes_[s] + skip);
+      const TokenRows rows = rows_[vector(s)];
+      const int column = piece(s) % kPieces * kPiece;
+      const bool wanted = rows.data != nullptr && column < size_ && first + token(s) < length;
+      const char* from = rows.data + ((first + token(s)) * rows.token_bytes + skip + column * int{sizeof(T)});
 #pragma unroll
-      for (int i = 0; i < kWords; ++i) words_.fetch(s * kWords + i, i * kAll + piece(s), from + i, wanted);
+      for (int i = 0; i < kWords; ++i)
+        words_.fetch(s * kWords + i, i * kAll + piece(s), reinterpret_cast<const uint4*>(from) + i, wanted);
     }
   }
 
@@ -106,8 +97,8 @@ class VectorLoads {
     }
   }
 
-  const char* from_[kSlots];
-  int64_t token_bytes_[kSlots];
+  const TokenRows* rows_;
+  int size_;
   Words words_;
 };
 
@@ -127,22 +118,20 @@ class DecayLoads {
  public:
   static constexpr int kSharedBytes = Words::kSharedBytes;
 
-  __device__ __forceinline__ DecayLoads(const TokenRows& rows, bool is_float, Decay form, int size, char* shared)
-      : token_bytes_(rows.token_bytes), is_float_(is_float), form_(form), words_(shared) {
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      const int column = piece(s) % kPieces * kPiece;
-      const bool exists = column < size && token(s) < kStageTokens;
-      from_[s] = exists ? rows.data + token(s) * token_bytes_ + column * (is_float ? 4 : sizeof(T)) : nullptr;
-    }
-  }
+  // rows: in shared memory.
+  __device__ __forceinline__ DecayLoads(const TokenRows* rows, bool is_float, Decay form, int size, char* shared)
+      : rows_(rows), is_float_(is_float), form_(form), size_(size), words_(shared) {}
 
   __device__ __forceinline__ void fetch(int first, int length) {
+    const TokenRows rows = *rows_;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       if (token(s) >= kStageTokens) continue;
-      valid_[s] = from_[s] != nullptr && first + token(s) < length;
-      const auto* from = reinterpret_cast<const typename Word::type*>(from_[s] + first * token_bytes_);
+      const int column = piece(s) % kPieces * kPiece;
+      valid_[s] = column < size_ && first + token(s) < length;
+      const char* bytes =
+          rows.data + ((first + token(s)) * rows.token_bytes + column * (is_float_ ? 4 : int{sizeof(T)}));
+      const auto* from = reinterpret_cast<const typename Word::type*>(bytes);
       words_.fetch(2 * s, piece(s), from, valid_[s]);
       if (is_float_) words_.fetch(2 * s + 1, kAll + piece(s), from + 1, valid_[s]);
     }
@@ -188,10 +177,10 @@ class DecayLoads {
     }
   }
 
-  const char* from_[kSlots];
-  int64_t token_bytes_;
+  const TokenRows* rows_;
   bool is_float_;
   Decay form_;
+  int size_;
   Words words_;
   bool valid_[kSlots];
 };

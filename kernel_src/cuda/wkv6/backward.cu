@@ -33,7 +33,7 @@ struct Wkv6Back {
   }
 
   __device__ static void token_rows_of(const Params& p, const Gradients& g, int64_t batch, int64_t begin, int64_t head,
-                                       TokenRows (&rows)[kVectors]) {
+                                       TokenRows* rows) {
     rows[kK] = token_rows(p.k, batch, begin, head);
     rows[kV] = token_rows(p.v, batch, begin, head);
     rows[kR] = token_rows(p.r, batch, begin, head);
@@ -49,6 +49,26 @@ struct Wkv6Back {
       case kDk: return g.dk;
       default: return g.dw;
     }
+  }
+
+  // The state through one token, which lies in shared memory.
+  template <class Layout>
+  __device__ __forceinline__ static void update(const float* token, int row, const Layout& at,
+                                                StateTile<Layout>& state) {
+    constexpr int kWidth = Layout::kWidth;
+    float d[Layout::kColumns], k[Layout::kColumns], v[Layout::kRows];
+    at.columns_of(token + kDecay * kWidth, d);
+    at.columns_of(token + kK * kWidth, k);
+    elements_of(token + kV * kWidth + row, v);
+    const auto all = [&](auto near) {
+#pragma unroll
+      for (int i = 0; i < Layout::kRows; ++i)
+#pragma unroll
+        for (int c = 0; c < Layout::kColumns; ++c)
+          state.x[i][c] = wkv6_update<decltype(near)::value>(state.x[i][c], d[c], k[c], v[i]);
+    };
+    if (all_near_one(d)) all(Constant<true>());
+    else all(Constant<false>());
   }
 
   // The gradients of u and of WKV5's decay: of the tokens of this block, and of all blocks before. Two sums, so that a long

@@ -63,8 +63,7 @@ struct Wkv6 {
   static constexpr int kCheckpointRows = 0;
   enum Vector { kK, kV, kR, kVectors, kDecay = kVectors };
 
-  __device__ static void token_rows_of(const Params& p, int64_t batch, int64_t begin, int64_t head,
-                                       TokenRows (&rows)[kVectors]) {
+  __device__ static void token_rows_of(const Params& p, int64_t batch, int64_t begin, int64_t head, TokenRows* rows) {
     rows[kK] = token_rows(p.k, batch, begin, head);
     rows[kV] = token_rows(p.v, batch, begin, head);
     rows[kR] = token_rows(p.r, batch, begin, head);

@@ -40,7 +40,7 @@ struct Wkv7Back {
   __device__ static constexpr int read_gradient(int set) { return set == 0 ? kDr : kDa; }
 
   __device__ static void token_rows_of(const Params& p, const Gradients& g, int64_t batch, int64_t begin, int64_t head,
-                                       TokenRows (&rows)[kVectors]) {
+                                       TokenRows* rows) {
     rows[kK] = token_rows(p.k, batch, begin, head);
     rows[kV] = token_rows(p.v, batch, begin, head);
     rows[kB] = token_rows(p.b, batch, begin, head);
@@ -59,6 +59,20 @@ struct Wkv7Back {
       case kDa: return g.da;
       default: return g.db;
     }
+  }
+
+  // The state through one token, which lies in shared memory.
+  template <class Layout>
+  __device__ __forceinline__ static void update(const float* token, int row, const Layout& at,
+                                                StateTile<Layout>& state) {
+    constexpr int kWidth = Layout::kWidth;
+    float d[Layout::kColumns], k[Layout::kColumns], b[Layout::kColumns], v[Layout::kRows], sa[Layout::kRows];
+    at.columns_of(token + kDecay * kWidth, d);
+    at.columns_of(token + kK * kWidth, k);
+    at.columns_of(token + kB * kWidth, b);
+    elements_of(token + kV * kWidth + row, v);
+    elements_of(token + kSa * kWidth + row, sa);
+    wkv7_update_tile(state, state, d, k, b, v, sa);
   }
 
   // There are no gradients that are sums over tokens.

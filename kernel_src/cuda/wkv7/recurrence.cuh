@@ -47,8 +47,7 @@ struct Wkv7 {
   static constexpr int kCheckpointRows = kCudaCheckpointTokens;
   enum Vector { kK, kV, kB, kR, kA, kVectors, kDecay = kVectors };
 
-  __device__ static void token_rows_of(const Params& p, int64_t batch, int64_t begin, int64_t head,
-                                       TokenRows (&rows)[kVectors]) {
+  __device__ static void token_rows_of(const Params& p, int64_t batch, int64_t begin, int64_t head, TokenRows* rows) {
     rows[kK] = token_rows(p.k, batch, begin, head);
     rows[kV] = token_rows(p.v, batch, begin, head);
     rows[kB] = token_rows(p.b, batch, begin, head);
