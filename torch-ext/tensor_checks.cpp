@@ -194,13 +194,15 @@ Tensor Checker::slots(const Tensor& slots, int64_t batch, int64_t pool) const {
 
 Tensor readable_rows(const Tensor& tensor) {
   constexpr int64_t kAlignment = 16;
+  constexpr int64_t kFarthestToken = UINT32_MAX;  // the kernels keep the bytes from token to token in 32 bits
   if (tensor.is_cpu() || tensor.numel() == 0) return tensor;
   const int64_t dims = tensor.dim();
   const int64_t bytes = static_cast<int64_t>(tensor.element_size());
   const bool aligned = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
   bool fits = aligned && tensor.stride(dims - 1) == 1;
   for (int64_t i = 0; fits && i + 1 < dims; ++i)
-    fits = tensor.size(i) == 1 || tensor.stride(i) * bytes % kAlignment == 0;
+    fits = tensor.size(i) == 1 ||
+           (tensor.stride(i) * bytes % kAlignment == 0 && (i == 0 || tensor.stride(i) * bytes <= kFarthestToken));
   if (fits) return tensor;
   // contiguous() would hand back a contiguous tensor at an odd address.
   return torch::stable::contiguous(aligned ? tensor : torch::stable::clone(tensor));

@@ -77,11 +77,10 @@ class KeptTile {
 
   // Of a matrix in global memory, in the background; zeros beyond its size. wait_for_loads() comes before load().
   __device__ __forceinline__ void fetch(const float* matrix, int first_row, int size, const Layout& at) {
+    const float* const first = matrix + first_row * size;
     for_all([&](int i, int q) {
-      const int row = first_row + i, column = at.column(q);
-      const bool exists = row < size && column < size;
-      const float* const from = matrix + (exists ? row * size + column : 0);
-      words_.fetch(word(i, q), reinterpret_cast<const uint4*>(from), exists);
+      const bool exists = first_row + i < size && at.column(q) < size;
+      words_.fetch(word(i, q), reinterpret_cast<const uint4*>(first + i * size + at.column(q)), exists);
     });
   }
 
@@ -111,7 +110,7 @@ struct BackwardMemory {
   using Scaled = GroupVectors<Shape::kWidth, Op::kSets>;
   using Factors = PairFactors<Op::kSets, Shape::kWarps>;
   using Preparation = ColumnPreparation<Op, Shape>;
-  static constexpr int kToken = Op::kTokenVectors * Shape::kWidth;
+  static constexpr int kToken = kTokenStride<Op, Shape>;
   static constexpr int kStage = kGroup * kToken;
   static constexpr int kTile = Shape::kThreads * Shape::kElements;
   static constexpr int kRoles = 2 * Op::kSets;  // a vector that is read or written with, each
@@ -121,7 +120,7 @@ struct BackwardMemory {
   // Sums over rows, by warps. A single warp has them take the place of the vectors that they are formed with.
   static constexpr int kSums = Shape::kWarps == 1 ? kScaled : kScaled + Scaled::kFloats;
   static constexpr int kDsa = kScaled + Scaled::kFloats + (Shape::kWarps == 1 ? 0 : Shape::kWarps * Scaled::kFloats);
-  static constexpr int kBonus = kDsa + (Op::kFeedback ? kGroup * Shape::kBlockRows : 0);
+  static constexpr int kBonus = kDsa + (Op::kFeedback ? kGroup * kDsaStride<Shape> : 0);
   // Factors between columns and between rows: shares of warps, and for each warp its own copy of the whole.
   static constexpr int kColumnShares = kBonus + (Op::kFeedback ? 0 : Shape::kWidth);
   static constexpr int kFactorFloats = Shape::kWarps * Factors::kFloats;
@@ -327,8 +326,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
   const int64_t checkpoint_stride = p.num_heads * checkpoint_size;
   float* const checkpoints = static_cast<float*>(p.checkpoints) +
                              (p.sequences.first_checkpoint(sequence) * p.num_heads + head) * checkpoint_size;
-  const int64_t saved_row_bytes = int64_t{size} * sizeof(float);
-  const int64_t skip_of_block = checkpoint_stride * sizeof(float) - kCudaCheckpointTokens * saved_row_bytes;
+  const uint32_t saved_row_bytes = size * static_cast<uint32_t>(sizeof(float));
+  const int64_t skip_of_block = checkpoint_stride * sizeof(float) - kCudaCheckpointTokens * int64_t{saved_row_bytes};
 
   // --- Tokens
   auto* const read_rows = reinterpret_cast<TokenRows*>(shared + Memory::kTokenRows);
@@ -391,7 +390,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
         if (first + of_rows.token < length && first_row + of_rows.first + i < size) to[i] = from_float<T>(of_rows.x[i]);
       }
     } else {
-      float* const to = dsa + of_rows.token * Shape::kBlockRows + at.row_group * Layout::kRows + of_rows.first;
+      float* const to = dsa + of_rows.token * kDsaStride<Shape> + at.row_group * Layout::kRows + of_rows.first;
 #pragma unroll
       for (int i = 0; i < kOwned; ++i) to[i] = of_rows.x[i];
     }
@@ -410,7 +409,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
     const auto gradients_of_reads = [&](int set) {
       return set == 0 ? row_of(0, Op::kDy) : dsa + at.row_group * Layout::kRows;
     };
-    const auto stride = [](int set) { return set == 0 ? int{Memory::kToken} : int{Shape::kBlockRows}; };
+    const auto stride = [](int set) { return set == 0 ? int{Memory::kToken} : int{kDsaStride<Shape>}; };
     gradient_through_group<Op>(grad, at, scaled, gradients_of_reads, stride);
     if constexpr (Shape::kWarps == 1) __syncwarp();
 #pragma unroll 1

@@ -18,6 +18,14 @@
 
 namespace flash_rwkv::cuda {
 
+// Tokens lie in shared memory a few floats further apart than their vectors take, so that the same element of one vector
+// of each token is in another bank; dsa likewise.
+constexpr int kBankShift = 4;
+template <class Op, class Shape>
+constexpr int kTokenStride = Op::kTokenVectors * Shape::kWidth + kBankShift;
+template <class Shape>
+constexpr int kDsaStride = Shape::kBlockRows + kBankShift;
+
 // Vectors over columns in shared memory: for every token those that are written with and those that are read with, and
 // one for the whole group. Scaled by decays before the products with S and G, as sums over rows behind them.
 template <int kWidth, int kSets>
@@ -93,7 +101,7 @@ class ColumnPreparation {
   __device__ __forceinline__ static void scale(const float* tokens, const float* bonus, float* scaled, float* scratch,
                                                int column) {
     constexpr int kWidth = Shape::kWidth;
-    constexpr int kToken = Op::kTokenVectors * kWidth;
+    constexpr int kToken = kTokenStride<Op, Shape>;
     const int set = static_cast<int>(threadIdx.x) / kColumns % Op::kSets;
     float* const mine = scratch + static_cast<int>(threadIdx.x) % kColumns;
     float retention[kGroup], d[kGroup], x[kGroup], r[kGroup], a[kGroup] = {};
@@ -323,13 +331,13 @@ struct RowGradients {
 // warp. dsa: of this warp's rows.
 template <class Op, class Shape>
 __device__ __forceinline__ void row_factors(const float* tokens, const float* dsa, int first_row, float* shares) {
-  constexpr int kToken = Op::kTokenVectors * Shape::kWidth;
+  constexpr int kToken = kTokenStride<Op, Shape>;
   using Factors = PairFactors<Op::kSets, Shape::kWarps>;
   const Factors factor;
   const float* const rows = tokens + first_row;
   const float* const x = rows + factor.earlier * kToken + Op::written_row(factor.set) * Shape::kWidth;
   const float* y = rows + factor.later * kToken + Op::kDy * Shape::kWidth;
-  if (Op::kFeedback && factor.is_behind) y = dsa + factor.later * Shape::kBlockRows;
+  if (Op::kFeedback && factor.is_behind) y = dsa + factor.later * kDsaStride<Shape>;
   Factors::leave(Factors::template dot<Shape::Layout::kWarpRows>(x, y), shares);
 }
 

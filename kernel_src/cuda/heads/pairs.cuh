@@ -41,17 +41,15 @@ struct PairFactors {
   int later = pairs_packed(true) >> 2 * (threadIdx.x % kPairs) & 3;
   bool is_behind = threadIdx.x % kPairs >= 10;
 
-  // x, y: vectors of kCount elements in shared memory. Lanes begin at different elements, for the sake of its banks.
+  // x, y: vectors of kCount elements in shared memory.
   template <int kCount>
   __device__ __forceinline__ static float dot(const float* x, const float* y) {
-    constexpr int kFours = kCount / 4;
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kFours; ++i) {
-      const int four = (i + static_cast<int>(threadIdx.x)) % kFours;
+    for (int i = 0; i < kCount; i += 4) {
       float u[4], v[4];
-      elements_of(x + 4 * four, u);
-      elements_of(y + 4 * four, v);
+      elements_of(x + i, u);
+      elements_of(y + i, v);
 #pragma unroll
       for (int c = 0; c < 4; ++c) sum = fmaf(u[c], v[c], sum);
     }

@@ -15,8 +15,12 @@ constexpr int kStageTokens = 4;
 
 // One vector [N] a token of a head, from the first token of a sequence on.
 struct __align__(16) TokenRows {
-  const char* data;     // nullptr: zeros
-  int64_t token_bytes;  // from token to token
+  const char* data;      // nullptr: zeros
+  uint32_t token_bytes;  // from token to token
+
+  __device__ __forceinline__ const char* at(int token) const {
+    return data + static_cast<uint64_t>(static_cast<uint32_t>(token)) * token_bytes;
+  }
 };
 
 inline __host__ __device__ int bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
@@ -25,7 +29,7 @@ __device__ __forceinline__ TokenRows token_rows(const View& view, int64_t batch,
   if (view.data == nullptr) return {nullptr, 0};
   const int64_t bytes = bytes_of(view.dtype);
   const int64_t first = batch * view.stride[0] + begin * view.stride[1] + head * view.stride[2];
-  return {static_cast<const char*>(view.data) + first * bytes, view.stride[1] * bytes};
+  return {static_cast<const char*>(view.data) + first * bytes, static_cast<uint32_t>(view.stride[1] * bytes)};
 }
 
 // kVectors vectors of dtype T and of up to kWidth columns, shared out to kThreads threads; from the last thread on
@@ -56,7 +60,7 @@ class VectorLoads {
       const TokenRows rows = rows_[vector(s)];
       const int column = piece(s) % kPieces * kPiece;
       const bool wanted = rows.data != nullptr && column < size_ && first + token(s) < length;
-      const char* from = rows.data + ((first + token(s)) * rows.token_bytes + skip + column * int{sizeof(T)});
+      const char* from = rows.at(first + token(s)) + (skip + column * int{sizeof(T)});
 #pragma unroll
       for (int i = 0; i < kWords; ++i)
         words_.fetch(s * kWords + i, i * kAll + piece(s), reinterpret_cast<const uint4*>(from) + i, wanted);
@@ -69,13 +73,14 @@ class VectorLoads {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       if (vector(s) >= vectors) continue;
-      float4* out =
-          reinterpret_cast<float4*>(to + token(s) * kTokenFloats + vector(s) * kWidth + piece(s) % kPieces * kPiece);
+      float* const out = to + token(s) * kTokenFloats + vector(s) * kWidth + piece(s) % kPieces * kPiece;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < 2; ++i) {
+        // Lanes four apart would meet in the same bank.
+        const int half = i ^ (static_cast<int>(threadIdx.x) >> 2 & 1);
         float x[4];
         four(s, half).unpack(x);
-        out[half] = make_float4(x[0], x[1], x[2], x[3]);
+        *reinterpret_cast<float4*>(out + 4 * half) = make_float4(x[0], x[1], x[2], x[3]);
       }
     }
   }
@@ -93,7 +98,7 @@ class VectorLoads {
       return {words_.get(2 * slot + half, half * kAll + piece(slot))};
     } else {
       const uint4 word = words_.get(slot, piece(slot));
-      return {half == 0 ? make_uint2(word.x, word.y) : make_uint2(word.z, word.w)};
+      return {make_uint2(half == 0 ? word.x : word.z, half == 0 ? word.y : word.w)};
     }
   }
 
