@@ -319,7 +319,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
   const int64_t batch = p.sequences.batch(sequence);
   const int64_t begin = p.sequences.begin(sequence);
   const int length = static_cast<int>(p.sequences.length(sequence));
-  const int blocks = (length + kCudaCheckpointTokens - 1) / kCudaCheckpointTokens;
+  const int window_end = length < plan.first_token + plan.tokens ? length : plan.first_token + plan.tokens;
+  const int first_block = plan.first_token / kCudaCheckpointTokens;
+  const int end_block = (window_end + kCudaCheckpointTokens - 1) / kCudaCheckpointTokens;
 
   // --- Checkpoints: the state, and behind it a row of each saved vector for every token of the block
   const int64_t checkpoint_size = int64_t{size} * (size + Op::kSavedVectors * kCudaCheckpointTokens);
@@ -370,7 +372,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
   float* const dsa = shared + Memory::kDsa + warp * Layout::kWarpRows;
   float* const whole_factors = shared + Memory::kWholeFactors + warp * Memory::Factors::kFloats;
   StateTile<Layout> state, grad;
-  grad.load({g.grad_final_state, plan.grad_final_state, sequence, head, first_row, size}, at);
+  if (plan.goes_on) grad.load({g.dstate, StateAccess::kFours, sequence, head, first_row, size}, at);
+  else grad.load({g.grad_final_state, plan.grad_final_state, sequence, head, first_row, size}, at);
 
   const auto row_of = [&](int token, int vector) { return shared + token * kToken + vector * kWidth + first_row; };
   const auto forward_through = [&] {
@@ -429,19 +432,19 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
     kept.fetch(checkpoints + block * checkpoint_stride, first_row, size, at);
   };
   __syncthreads();  // for rows
-  if (blocks > 0) {
-    keep_checkpoint(blocks - 1);
-    fetch(blocks - 1, step_of(0).group, vectors_of(step_of(0)));
+  if (end_block > first_block) {
+    keep_checkpoint(end_block - 1);
+    fetch(end_block - 1, step_of(0).group, vectors_of(step_of(0)));
     commit(vectors_of(step_of(0)));
   }
   __syncthreads();
-  for (int block = blocks - 1; block >= 0; --block) {
+  for (int block = end_block - 1; block >= first_block; --block) {
 #pragma unroll 1
     for (int index = 0; index < kSteps; ++index) {
       const Step step = step_of(index);
       const int first = block * kCudaCheckpointTokens + step.group * kGroup;
       const bool last = index + 1 == kSteps;
-      const bool more = !last || block > 0;
+      const bool more = !last || block > first_block;
       const Step next = step_of(last ? 0 : index + 1);
       if (more) fetch(block - last, next.group, vectors_of(next));
 
@@ -471,31 +474,39 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
   }
 
   grad.store({g.dstate, StateAccess::kFours, sequence, head, first_row, size}, at);
-  of_columns.token_sums.template finish<Shape>(p, g, shared, part, sequence, head);
+  of_columns.token_sums.template finish<Shape>(p, g, shared, plan.goes_on, part, sequence, head);
 }
 
 // --- Launch ----------------------------------------------------------------------------------------------------------
 
-// Most scratch memory that a call asks for; heads take turns where it does not hold the sums of all of them.
+// Most scratch memory that a call asks for. Where it does not hold the sums of all tokens, these are dealt with in windows,
+// which keeps all heads at work; where sequences are packed and windows of theirs would lie anywhere, heads take turns.
 constexpr int64_t kMostScratchBytes = int64_t{256} << 20;
+constexpr int64_t kLeastWindow = 256;
 
 struct Split {
-  int64_t parts;            // blocks of rows of a head
-  int64_t heads_at_a_time;  // whose sums fit into the scratch memory
+  int64_t parts;   // blocks of rows of a head
+  int64_t heads;   // at a time
+  int64_t tokens;  // at a time, a multiple of those between checkpoints if not all
   int64_t scratch_bytes;
 };
 
 inline int64_t batch_of(const Sequences& sequences) { return sequences.cu_seqlens ? 1 : sequences.count; }
 
+inline int64_t between(int64_t least, int64_t x, int64_t most) { return x > most ? most : x < least ? least : x; }
+
 template <class Op, class Shape>
 Split split_of(const typename Op::Params& p) {
   const int64_t parts = (p.head_size + Shape::kBlockRows - 1) / Shape::kBlockRows;
-  const int64_t each = parts * Op::kGradients * batch_of(p.sequences) * p.sequences.tokens * p.head_size *
-                       static_cast<int64_t>(sizeof(float));
-  if (parts == 1 || each == 0) return {parts, p.num_heads, 0};
-  const int64_t fitting = kMostScratchBytes / each;
-  const int64_t heads = fitting < 1 ? 1 : fitting < p.num_heads ? fitting : p.num_heads;
-  return {parts, heads, heads * each};
+  const int64_t all = p.sequences.tokens;
+  const int64_t each =  // a head and token
+      parts * Op::kGradients * batch_of(p.sequences) * p.head_size * static_cast<int64_t>(sizeof(float));
+  if (parts == 1 || each * all == 0) return {parts, p.num_heads, all, 0};
+  const int64_t least = p.sequences.cu_seqlens || all < kLeastWindow ? all : kLeastWindow;
+  const int64_t heads = between(1, kMostScratchBytes / (each * least), p.num_heads);
+  int64_t tokens = between(least, kMostScratchBytes / (each * heads), all);
+  if (tokens < all) tokens -= tokens % kCudaCheckpointTokens;
+  return {parts, heads, tokens, each * heads * tokens};
 }
 
 template <class Op, class T, class Shape>
@@ -504,22 +515,29 @@ cudaError_t launch_backward(const typename Op::Params& p, const typename Op::Gra
   const auto kernel = backward_kernel<Op, T, Shape>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
+  if (p.sequences.tokens > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
   const Split split = split_of<Op, Shape>(p);
-  for (int64_t first = 0; first < p.num_heads; first += split.heads_at_a_time) {
-    const int64_t left = p.num_heads - first;
-    PartsPlan plan;
-    plan.parts = static_cast<int>(split.parts);
-    plan.first_head = first;
-    plan.num_heads = left < split.heads_at_a_time ? left : split.heads_at_a_time;
-    plan.batch = batch_of(p.sequences);
-    plan.grad_final_state = access_of(g.grad_final_state);
-    plan.sums = split.parts > 1 ? static_cast<float*>(g.scratch) : nullptr;
-    const int64_t blocks = p.sequences.count * plan.num_heads * split.parts;
-    if (blocks == 0) return cudaSuccess;
-    if (blocks > INT32_MAX || p.sequences.tokens > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
-    kernel<<<static_cast<unsigned>(blocks), Shape::kThreads, bytes, stream>>>(p, g, plan);
-    if ((error = cudaGetLastError()) != cudaSuccess) return error;
-    if (split.parts > 1 && (error = add_parts<Op, T>(p, g, plan, stream)) != cudaSuccess) return error;
+  const int64_t windows = split.tokens == 0 ? 1 : (p.sequences.tokens + split.tokens - 1) / split.tokens;
+  for (int64_t first_head = 0; first_head < p.num_heads; first_head += split.heads) {
+    for (int64_t window = windows - 1; window >= 0; --window) {
+      const int64_t first_token = window * split.tokens;
+      PartsPlan plan;
+      plan.parts = static_cast<int>(split.parts);
+      plan.first_head = first_head;
+      plan.num_heads = between(0, split.heads, p.num_heads - first_head);
+      plan.batch = batch_of(p.sequences);
+      plan.first_token = static_cast<int>(first_token);
+      plan.tokens = static_cast<int>(between(0, split.tokens, p.sequences.tokens - first_token));
+      plan.goes_on = window + 1 < windows;
+      plan.grad_final_state = access_of(g.grad_final_state);
+      plan.sums = split.parts > 1 ? static_cast<float*>(g.scratch) : nullptr;
+      const int64_t blocks = p.sequences.count * plan.num_heads * split.parts;
+      if (blocks == 0) return cudaSuccess;
+      if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+      kernel<<<static_cast<unsigned>(blocks), Shape::kThreads, bytes, stream>>>(p, g, plan);
+      if ((error = cudaGetLastError()) != cudaSuccess) return error;
+      if (split.parts > 1 && (error = add_parts<Op, T>(p, g, plan, stream)) != cudaSuccess) return error;
+    }
   }
   return cudaSuccess;
 }

@@ -11,11 +11,15 @@
 
 namespace flash_rwkv::cuda {
 
+// One launch: some heads, and a window of tokens of each sequence. The last window comes first; the gradient of the state
+// goes on from window to window through the memory for that of the initial state.
 struct PartsPlan {
   int parts;           // blocks that share a head
   int64_t first_head;  // of this launch
   int64_t num_heads;   // in this launch
   int64_t batch;
+  int first_token, tokens;  // the window; begins with a checkpoint
+  bool goes_on;             // later tokens have been dealt with
   StateAccess grad_final_state;
   float* sums;  // [parts, gradients, batch, tokens, num_heads, head_size], or nullptr where parts is 1
 };
@@ -34,7 +38,7 @@ __device__ __forceinline__ void write_gradient(const typename Op::Gradients& g, 
 template <class Op>
 __device__ __forceinline__ int64_t scratch_pair(const typename Op::Params& p, const PartsPlan& plan, int part,
                                                 int gradient, int64_t pair) {
-  const int64_t pairs = plan.batch * p.sequences.tokens * plan.num_heads * (p.head_size / 2);
+  const int64_t pairs = plan.batch * plan.tokens * plan.num_heads * (p.head_size / 2);
   return (int64_t{part} * Op::kGradients + gradient) * pairs + pair;
 }
 
@@ -55,7 +59,7 @@ __device__ __forceinline__ GradientRows gradient_rows(const typename Op::Params&
                                                       const PartsPlan& plan, int64_t batch, int64_t begin, int64_t head,
                                                       int part, int gradient) {
   if (plan.sums != nullptr) {
-    const int64_t row = (batch * p.sequences.tokens + begin) * plan.num_heads + head - plan.first_head;
+    const int64_t row = (batch * plan.tokens + begin - plan.first_token) * plan.num_heads + head - plan.first_head;
     const int64_t pair = scratch_pair<Op>(p, plan, part, gradient, row * (p.head_size / 2));
     return {reinterpret_cast<char*>(plan.sums + 2 * pair), plan.num_heads * p.head_size * int64_t{sizeof(float)}};
   }
@@ -109,7 +113,7 @@ __global__ void add_parts_kernel(const __grid_constant__ typename Op::Params p,
   const int64_t row_pairs = p.head_size / 2;
   const int64_t row = pair / row_pairs;
   const int64_t line = row / plan.num_heads;
-  const int64_t batch = line / p.sequences.tokens, token = line % p.sequences.tokens;
+  const int64_t batch = line / plan.tokens, token = plan.first_token + line % plan.tokens;
   const int64_t head = plan.first_head + row % plan.num_heads, column = pair % row_pairs * 2;
   const int64_t out = batch * g.dr.stride[0] + token * g.dr.stride[1] + head * g.dr.stride[2] + column;
   write_gradient<Op, T>(g, gradient, out, x[0], x[1]);
@@ -119,7 +123,7 @@ template <class Op, class T>
 cudaError_t add_parts(const typename Op::Params& p, const typename Op::Gradients& g, const PartsPlan& plan,
                       cudaStream_t stream) {
   constexpr int kThreads = 256;
-  const int64_t pairs = plan.batch * p.sequences.tokens * plan.num_heads * p.head_size / 2;
+  const int64_t pairs = plan.batch * plan.tokens * plan.num_heads * p.head_size / 2;
   const int64_t blocks = (Op::kGradients * pairs + kThreads - 1) / kThreads;
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;

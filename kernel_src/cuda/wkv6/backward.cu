@@ -96,9 +96,9 @@ struct Wkv6Back {
         }
     }
 
-    // `shared` is free to use.
+    // Adds to what is there if the launch goes on after another. `shared` is free to use.
     template <class Shape>
-    __device__ __forceinline__ void finish(const Params& p, const Gradients& g, float* shared, int part,
+    __device__ __forceinline__ void finish(const Params& p, const Gradients& g, float* shared, bool goes_on, int part,
                                            int64_t sequence, int64_t head) const {
       constexpr int kPairsOfColumns = Shape::kWidth / kEach;
       const int64_t to = ((part * p.sequences.count + sequence) * p.num_heads + head) * p.head_size;
@@ -108,13 +108,17 @@ struct Wkv6Back {
         if (unit >= 2 * kPairsOfColumns) break;
         const int role = unit / kPairsOfColumns, column = unit % kPairsOfColumns * kEach;
         store_pair(shared + role * Shape::kWidth + column, total_dd[round][0], total_dd[round][1]);
-        if (role == 0 && column < p.head_size)
-          store_pair(static_cast<float*>(g.du_sum) + to + column, total_du[round][0], total_du[round][1]);
+        if (role != 0 || column >= p.head_size) continue;
+        float* const du = static_cast<float*>(g.du_sum) + to + column;
+        const float before[kEach] = {goes_on ? du[0] : 0.0f, goes_on ? du[1] : 0.0f};
+        store_pair(du, before[0] + total_du[round][0], before[1] + total_du[round][1]);
       }
       if (p.decay_per_token) return;
       __syncthreads();
-      for (int column = threadIdx.x; column < p.head_size; column += Shape::kThreads)
-        static_cast<float*>(g.dw_sum)[to + column] = shared[column] + shared[Shape::kWidth + column];
+      for (int column = threadIdx.x; column < p.head_size; column += Shape::kThreads) {
+        float* const dw = static_cast<float*>(g.dw_sum) + to + column;
+        *dw = (goes_on ? *dw : 0.0f) + shared[column] + shared[Shape::kWidth + column];
+      }
     }
   };
 };

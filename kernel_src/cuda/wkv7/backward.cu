@@ -81,7 +81,7 @@ struct Wkv7Back {
     __device__ void add_decays(const GroupColumns&, int) {}
     __device__ void end_of_block() {}
     template <class Shape>
-    __device__ void finish(const Params&, const Gradients&, float*, int, int64_t, int64_t) const {}
+    __device__ void finish(const Params&, const Gradients&, float*, bool, int, int64_t, int64_t) const {}
   };
 };
 
