@@ -59,9 +59,19 @@ __device__ __forceinline__ Four<T> load_constant_four(const void* from) {
   return {__ldg(reinterpret_cast<const decltype(Four<T>::raw)*>(from))};
 }
 
+// As instructions: an assignment of such a word may be compiled into one store for each of its parts.
+__device__ __forceinline__ void st_global(void* to, uint2 word) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(word.x), "r"(word.y) : "memory");
+}
+__device__ __forceinline__ void st_global(void* to, uint4 word) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+}
+
+// To global memory.
 template <class T>
 __device__ __forceinline__ void store_four(T* to, const float (&x)[4]) {
-  *reinterpret_cast<decltype(Four<T>::raw)*>(to) = Four<T>::pack(x).raw;
+  st_global(to, Four<T>::pack(x).raw);
 }
 
 // A run of kBytes bytes as one word, of elements of two bytes each; of fp32, two words are as many elements.
