@@ -17,7 +17,8 @@ template <int kWidth>
 using DecodeLayout = TileLayout<kWidth / 8, 8, 4>;
 
 struct DecodePlan {
-  int warps_a_head;
+  unsigned units;  // heads of sequences
+  unsigned warps_a_head;
   int tiles_a_warp;  // of DecodeLayout::kWarpRows rows
 };
 
@@ -44,6 +45,56 @@ __device__ __forceinline__ void load_retentions(const View& w, Decay form, int64
   retentions(raw, form, out);
 }
 
+// A lane's part of a tile, in memory. Head sizes are multiples of eight, so a lane's rows of a tile are all inside the
+// matrix or all outside, and so are the columns of a quad.
+template <class S, class Layout>
+struct LaneTile {
+  S* first;  // of its first row and quad
+  int64_t row_stride;
+  int row, size;
+
+  __device__ __forceinline__ bool has(int column) const { return row < size && column < size; }
+  __device__ __forceinline__ S* at(int i, int quad) const { return first + i * row_stride + quad * 4 * Layout::kLanes; }
+  __device__ __forceinline__ LaneTile after(int tiles) const {
+    const int rows = tiles * Layout::kWarpRows;
+    return {first + rows * row_stride, row_stride, row + rows, size};
+  }
+};
+
+// What has been asked of memory for one tile: its part of the state, and the elements of v of its rows.
+template <class T, class S, class Layout>
+struct TileLoads {
+  Four<S> state[Layout::kRows][Layout::kQuads];
+  Four<T> v;
+
+  __device__ __forceinline__ void fetch(const LaneTile<S, Layout>& tile, const T* v_head, int size, const Layout& at) {
+#pragma unroll
+    for (int q = 0; q < Layout::kQuads; ++q) {
+      const bool wanted = tile.has(at.column(q));
+#pragma unroll
+      for (int i = 0; i < Layout::kRows; ++i) {
+        state[i][q] = {};
+        if (wanted) state[i][q] = load_four(tile.at(i, q));
+      }
+    }
+    v = {};
+    if (tile.row < size) v = load_constant_four<T>(v_head + tile.row);
+  }
+
+  __device__ __forceinline__ void unpack(float (&x)[Layout::kRows][Layout::kColumns], float (&v_out)[4]) const {
+#pragma unroll
+    for (int i = 0; i < Layout::kRows; ++i)
+#pragma unroll
+      for (int q = 0; q < Layout::kQuads; ++q) {
+        float four[4];
+        state[i][q].unpack(four);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) x[i][4 * q + c] = four[c];
+      }
+    v.unpack(v_out);
+  }
+};
+
 // Op::Decode says what a token does to a tile, with the columns of the token in registers. S: dtype of the states.
 template <class Op, class T, class S, int kWidth>
 __global__ void __launch_bounds__(kWarp* kDecodeWarps, 4)
@@ -52,50 +103,52 @@ __global__ void __launch_bounds__(kWarp* kDecodeWarps, 4)
   using Sums = RowSums<Layout>;
   constexpr int R = Layout::kRows;
   const Layout at;
-  const int64_t warp = int64_t{blockIdx.x} * kDecodeWarps + threadIdx.x / kWarp;
-  const int64_t unit = warp / plan.warps_a_head;
-  if (unit >= p.sequences.count * p.num_heads) return;
-  const int64_t head = unit % p.num_heads;
-  const int64_t sequence = unit / p.num_heads;
+  // 32 bits hold the number of a warp, and dividing 64 takes as long as half a tile.
+  const unsigned warp = blockIdx.x * kDecodeWarps + threadIdx.x / kWarp;
+  const unsigned unit = warp / plan.warps_a_head;
+  if (unit >= plan.units) return;
+  const unsigned num_heads = static_cast<unsigned>(p.num_heads);
+  const int64_t head = unit % num_heads;
+  const int64_t sequence = unit / num_heads;
   const int size = static_cast<int>(p.head_size);
   const int64_t slot = p.slots ? p.slots[sequence] : sequence;
   const bool known_slot = p.slots == nullptr || (slot >= 0 && slot < p.num_states);
   const int first_tile = static_cast<int>(warp % plan.warps_a_head) * plan.tiles_a_warp;
-  const auto rows_of = [&](int tile) {
-    const int first_row = (first_tile + tile) * Layout::kWarpRows + at.row_group * R;
-    return StateRows{p.state, known_slot ? StateAccess::kFours : StateAccess::kAbsent, slot, head, first_row, size};
-  };
+  const LaneTile<S, Layout> head_start = {static_cast<S*>(p.state.data) + slot * p.state.stride[0] +
+                                              head * p.state.stride[1] + at.row_group * R * p.state.stride[2] +
+                                              at.column(0),
+                                          p.state.stride[2], at.row_group * R, known_slot ? size : 0};
+  LaneTile<S, Layout> tile = head_start.after(first_tile);
+  const T* const v_head = static_cast<const T*>(p.v.data) + sequence * p.v.stride[0] + head * p.v.stride[2];
+  T* const y_head = static_cast<T*>(p.y.data) + sequence * p.y.stride[0] + head * p.y.stride[2];
 
-  StateLoads<S, Layout> next;
-  next.fetch(rows_of(0), at);
+  TileLoads<T, S, Layout> next;
+  next.fetch(tile, v_head, size, at);
   const typename Op::template Decode<T, Layout> op(p, sequence, head, size, at);
-  const int64_t vector_at = sequence * p.v.stride[0] + head * p.v.stride[2];
-  T* const y_at = static_cast<T*>(p.y.data) + sequence * p.y.stride[0] + head * p.y.stride[2];
 #pragma unroll 1
-  for (int tile = 0; tile < plan.tiles_a_warp; ++tile) {
+  for (int left = plan.tiles_a_warp; left > 0; --left) {
     StateTile<Layout> state;
-    next.unpack(state.x);
-    const StateRows rows = rows_of(tile);
-    if (tile + 1 < plan.tiles_a_warp) next.fetch(rows_of(tile + 1), at);
     float v[R], y[R];
-#pragma unroll
-    for (int i = 0; i < R; ++i) {
-      const int row = rows.first_row + i;
-      v[i] = row < size ? to_float(static_cast<const T*>(p.v.data)[vector_at + row]) : 0.0f;
-    }
+    next.unpack(state.x, v);
+    if (left > 1) next.fetch(tile.after(1), v_head, size, at);
     op.token(v, state, y);
-    if (known_slot) {
-      for_each_four(rows, at, [&](int i, int q, int column) {
-        const float four[4] = {state.x[i][4 * q], state.x[i][4 * q + 1], state.x[i][4 * q + 2], state.x[i][4 * q + 3]};
-        store_four(rows.at<S>(i, column), four);
-      });
-    }
-    const int y_row = rows.first_row + Sums::owned();
-    if (!Sums::owns_first()) continue;
 #pragma unroll
-    for (int i = 0; i < Sums::kOwned; ++i) {
-      if (y_row + i < size) y_at[y_row + i] = from_float<T>(known_slot ? y[i] : __int_as_float(0x7fc00000));
+    for (int q = 0; q < Layout::kQuads; ++q) {
+      if (!tile.has(at.column(q))) continue;
+#pragma unroll
+      for (int i = 0; i < R; ++i) {
+        const float four[4] = {state.x[i][4 * q], state.x[i][4 * q + 1], state.x[i][4 * q + 2], state.x[i][4 * q + 3]};
+        store_four(tile.at(i, q), four);
+      }
     }
+    const int y_row = tile.row + Sums::owned();
+    if (Sums::owns_first()) {
+#pragma unroll
+      for (int i = 0; i < Sums::kOwned; ++i) {
+        if (y_row + i < size) y_head[y_row + i] = from_float<T>(known_slot ? y[i] : __int_as_float(0x7fc00000));
+      }
+    }
+    tile = tile.after(1);
   }
 }
 
@@ -112,8 +165,9 @@ cudaError_t launch_decode(const typename Op::Params& p, cudaStream_t stream) {
   const int64_t warps_a_head = (tiles + tiles_a_warp - 1) / tiles_a_warp;
   const int64_t blocks = (units * warps_a_head + kDecodeWarps - 1) / kDecodeWarps;
   if (blocks == 0) return cudaSuccess;
-  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  const DecodePlan plan = {static_cast<int>(warps_a_head), static_cast<int>(tiles_a_warp)};
+  if (blocks > INT32_MAX / kDecodeWarps) return cudaErrorInvalidConfiguration;
+  const DecodePlan plan = {static_cast<unsigned>(units), static_cast<unsigned>(warps_a_head),
+                           static_cast<int>(tiles_a_warp)};
   decode_kernel<Op, T, S, kWidth><<<static_cast<unsigned>(blocks), kWarp * kDecodeWarps, 0, stream>>>(p, plan);
   return cudaGetLastError();
 }
