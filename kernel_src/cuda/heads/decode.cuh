@@ -1,17 +1,21 @@
 // One token a sequence, in place: what counts is that the states pass through the device once and nothing waits.
 //
 // A warp owns some value rows of one head. It loads the token's vectors once, into registers, and takes its rows a few
-// at a time, the next ones loading while it deals with these. The arithmetic is that of the forward pass, row by row, so
-// the results are the same to the last bit.
+// at a time, several such tiles being on their way while it deals with one. The arithmetic is that of the forward pass,
+// row by row, so the results are the same to the last bit.
 #pragma once
 
 #include "cuda/heads/device.h"
+#include "cuda/heads/in_flight.cuh"
 #include "cuda/heads/stage.cuh"
 #include "cuda/heads/state.cuh"
 
 namespace flash_rwkv::cuda {
 
-constexpr int kDecodeWarps = 4;  // a block; they have nothing to do with each other
+// Warps have nothing to do with each other. Two of them with their tiles stay below 48 KiB of shared memory, and sixteen
+// on a multiprocessor leave a thread 128 registers.
+constexpr int kDecodeWarps = 2;            // a block
+constexpr int kDecodeProcessorWarps = 16;  // a multiprocessor
 
 template <int kWidth>
 using DecodeLayout = TileLayout<kWidth / 8, 8, 4>;
@@ -61,47 +65,77 @@ struct LaneTile {
   }
 };
 
-// What has been asked of memory for one tile: its part of the state, and the elements of v of its rows.
+// Tiles on their way, each with the elements of v that go with its rows. They wait in shared memory, where more of them
+// take no more registers; a lane reads only what it has fetched itself.
 template <class T, class S, class Layout>
-struct TileLoads {
-  Four<S> state[Layout::kRows][Layout::kQuads];
-  Four<T> v;
+class TilesInFlight {
+ private:
+  static constexpr int kThreads = kWarp * kDecodeWarps;
+  static constexpr int kFours = Layout::kRows * Layout::kQuads;  // of a tile
+  using StateWord = decltype(Four<S>::raw);
+  using VectorWord = decltype(Four<T>::raw);
 
-  __device__ __forceinline__ void fetch(const LaneTile<S, Layout>& tile, const T* v_head, int size, const Layout& at) {
+ public:
+  static constexpr int kTiles = !kCopiesInBackground ? 1 : sizeof(S) == 4 ? 3 : 4;  // 12 or 8 KiB a warp
+
+ private:
+  using States = InFlight<StateWord, kTiles * kFours, kTiles * kFours * kThreads>;
+  using Vectors = InFlight<VectorWord, kTiles, kTiles * kThreads>;
+
+ public:
+  static constexpr int kSharedBytes = States::kSharedBytes + Vectors::kSharedBytes;
+
+  // shared: of kSharedBytes.
+  __device__ __forceinline__ explicit TilesInFlight(char* shared)
+      : states_(shared), vectors_(shared + States::kSharedBytes) {}
+
+  // Into place 0 … kTiles - 1, as one batch.
+  __device__ __forceinline__ void fetch(int place, const LaneTile<S, Layout>& tile, const T* v_head, int size,
+                                        const Layout& at) {
 #pragma unroll
     for (int q = 0; q < Layout::kQuads; ++q) {
       const bool wanted = tile.has(at.column(q));
 #pragma unroll
       for (int i = 0; i < Layout::kRows; ++i) {
-        state[i][q] = {};
-        if (wanted) state[i][q] = load_four(tile.at(i, q));
+        const int word = place * kFours + i * Layout::kQuads + q;
+        states_.fetch(word, mine(word), reinterpret_cast<const StateWord*>(tile.at(i, q)), wanted);
       }
     }
-    v = {};
-    if (tile.row < size) v = load_constant_four<T>(v_head + tile.row);
+    const bool wanted = tile.row < size;
+    vectors_.fetch(place, mine(place), reinterpret_cast<const VectorWord*>(v_head + tile.row), wanted);
+    end_batch();
   }
 
-  __device__ __forceinline__ void unpack(float (&x)[Layout::kRows][Layout::kColumns], float (&v_out)[4]) const {
+  __device__ __forceinline__ void unpack(int place, float (&x)[Layout::kRows][Layout::kColumns], float (&v)[4]) const {
 #pragma unroll
     for (int i = 0; i < Layout::kRows; ++i)
 #pragma unroll
       for (int q = 0; q < Layout::kQuads; ++q) {
+        const int word = place * kFours + i * Layout::kQuads + q;
         float four[4];
-        state[i][q].unpack(four);
+        Four<S>{states_.get(word, mine(word))}.unpack(four);
 #pragma unroll
         for (int c = 0; c < 4; ++c) x[i][4 * q + c] = four[c];
       }
-    v.unpack(v_out);
+    Four<T>{vectors_.get(place, mine(place))}.unpack(v);
   }
+
+ private:
+  // Where this thread's word lies in shared memory.
+  __device__ static __forceinline__ int mine(int word) { return word * kThreads + static_cast<int>(threadIdx.x); }
+
+  States states_;
+  Vectors vectors_;
 };
 
 // Op::Decode says what a token does to a tile, with the columns of the token in registers. S: dtype of the states.
 template <class Op, class T, class S, int kWidth>
-__global__ void __launch_bounds__(kWarp* kDecodeWarps, 4)
+__global__ void __launch_bounds__(kWarp* kDecodeWarps, kDecodeProcessorWarps / kDecodeWarps)
     decode_kernel(const __grid_constant__ typename Op::Params p, const __grid_constant__ DecodePlan plan) {
   using Layout = DecodeLayout<kWidth>;
   using Sums = RowSums<Layout>;
   constexpr int R = Layout::kRows;
+  __shared__ uint4 shared[TilesInFlight<T, S, Layout>::kSharedBytes / sizeof(uint4)];
   const Layout at;
   // 32 bits hold the number of a warp, and dividing 64 takes as long as half a tile.
   const unsigned warp = blockIdx.x * kDecodeWarps + threadIdx.x / kWarp;
@@ -122,15 +156,24 @@ __global__ void __launch_bounds__(kWarp* kDecodeWarps, 4)
   const T* const v_head = static_cast<const T*>(p.v.data) + sequence * p.v.stride[0] + head * p.v.stride[2];
   T* const y_head = static_cast<T*>(p.y.data) + sequence * p.y.stride[0] + head * p.y.stride[2];
 
-  TileLoads<T, S, Layout> next;
-  next.fetch(tile, v_head, size, at);
+  TilesInFlight<T, S, Layout> in_flight(reinterpret_cast<char*>(shared));
+  constexpr int kTiles = TilesInFlight<T, S, Layout>::kTiles;
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    if (i < plan.tiles_a_warp) in_flight.fetch(i, tile.after(i), v_head, size, at);
+    else end_batch();
+  }
   const typename Op::template Decode<T, Layout> op(p, sequence, head, size, at);
+  int place = 0;
 #pragma unroll 1
   for (int left = plan.tiles_a_warp; left > 0; --left) {
     StateTile<Layout> state;
     float v[R], y[R];
-    next.unpack(state.x, v);
-    if (left > 1) next.fetch(tile.after(1), v_head, size, at);
+    wait_for_batches_before_last<kTiles - 1>();
+    in_flight.unpack(place, state.x, v);
+    if (left > kTiles) in_flight.fetch(place, tile.after(kTiles), v_head, size, at);
+    else end_batch();
+    place = place + 1 == kTiles ? 0 : place + 1;
     op.token(v, state, y);
 #pragma unroll
     for (int q = 0; q < Layout::kQuads; ++q) {
@@ -158,7 +201,7 @@ cudaError_t launch_decode(const typename Op::Params& p, cudaStream_t stream) {
   const int64_t tiles = (p.head_size + kTileRows - 1) / kTileRows;
   const int64_t units = p.sequences.count * p.num_heads;
   // A warp for every tile, until each place for a warp on the device is taken a few times over.
-  constexpr int64_t kWarpsPerProcessor = 3 * 16;
+  constexpr int64_t kWarpsPerProcessor = 3 * kDecodeProcessorWarps;
   const int64_t wanted = kWarpsPerProcessor * device_attribute(cudaDevAttrMultiProcessorCount);
   int64_t tiles_a_warp = 1;
   while (2 * tiles_a_warp <= tiles && units * tiles / (2 * tiles_a_warp) >= wanted) tiles_a_warp *= 2;

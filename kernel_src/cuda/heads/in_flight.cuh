@@ -11,6 +11,9 @@ namespace flash_rwkv::cuda {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 #define FLASH_RWKV_ASYNC_COPIES 1
+constexpr bool kCopiesInBackground = true;
+#else
+constexpr bool kCopiesInBackground = false;
 #endif
 
 // Words in shared memory, of which every thread reads those alone that it has put or fetched itself.
@@ -61,7 +64,7 @@ class InFlight {
 
   __device__ __forceinline__ void fetch(int i, int, const Word* from, bool wanted) {
     words_[i] = Word{};
-    if (wanted) words_[i] = __ldg(from);
+    if (wanted) words_[i] = *from;  // not as a constant: the thread may write there once it has the word
   }
 
   __device__ __forceinline__ Word get(int i, int) const { return words_[i]; }
@@ -75,6 +78,21 @@ class InFlight {
 __device__ __forceinline__ void wait_for_loads() {
 #if defined(FLASH_RWKV_ASYNC_COPIES)
   asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// What this thread has asked for since the last batch is a batch; there may be nothing in it.
+__device__ __forceinline__ void end_batch() {
+#if defined(FLASH_RWKV_ASYNC_COPIES)
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Until all batches but the last kCount are there.
+template <int kCount>
+__device__ __forceinline__ void wait_for_batches_before_last() {
+#if defined(FLASH_RWKV_ASYNC_COPIES)
+  asm volatile("cp.async.wait_group %0;" ::"n"(kCount) : "memory");
 #endif
 }
 
