@@ -84,12 +84,9 @@ void Checker::device(const char* name, const Tensor& tensor) const {
 
 void Checker::shape(const char* name, const Tensor& tensor, std::initializer_list<Dim> dims) const {
   device(name, tensor);
-  bool same = tensor.dim() == static_cast<int64_t>(dims.size());
-  int64_t index = 0;
-  for (const Dim& dim : dims) {
-    if (same) same = tensor.size(index++) == dim.size;
-  }
-  if (same) return;
+  const auto came = tensor.sizes();
+  const auto equal = [](int64_t size, const Dim& dim) { return size == dim.size; };
+  if (std::equal(came.begin(), came.end(), dims.begin(), dims.end(), equal)) return;
   std::string names;
   std::vector<int64_t> sizes;
   for (const Dim& dim : dims) {
@@ -99,48 +96,50 @@ void Checker::shape(const char* name, const Tensor& tensor, std::initializer_lis
   fail(std::string(name) + " must be [" + names + "] = " + list_of(sizes) + ", got " + shape_of(tensor));
 }
 
-void Checker::expect_dtype(const char* name, const Tensor& tensor, bool fits, const std::string& expected) const {
-  if (!fits)
-    fail(std::string(name) + " must be " + expected + " beside " + first_name_ + " in " + name_of(dtype_) + ", got " +
-         name_of(tensor.scalar_type()));
+void Checker::fail_dtype(const char* name, ScalarType got, const std::string& expected) const {
+  fail(std::string(name) + " must be " + expected + " beside " + first_name_ + " in " + name_of(dtype_) + ", got " +
+       name_of(got));
 }
 
 void Checker::same_dtype(const char* name, const Tensor& tensor) const {
-  expect_dtype(name, tensor, tensor.scalar_type() == dtype_, name_of(dtype_));
+  const ScalarType got = tensor.scalar_type();
+  if (got != dtype_) fail_dtype(name, got, name_of(dtype_));
 }
 
 void Checker::same_or_float(const char* name, const Tensor& tensor) const {
   const ScalarType got = tensor.scalar_type();
   const bool wide = dtype_ == ScalarType::Float || dtype_ == ScalarType::Double;
-  expect_dtype(name, tensor, got == dtype_ || (got == ScalarType::Float && !wide),
-               wide ? name_of(dtype_) : name_of(dtype_) + " or float32");
+  if (got == dtype_ || (got == ScalarType::Float && !wide)) return;
+  fail_dtype(name, got, wide ? name_of(dtype_) : name_of(dtype_) + " or float32");
 }
 
 void Checker::compute_dtype(const char* name, const Tensor& tensor) const {
-  expect_dtype(name, tensor, tensor.scalar_type() == compute(), name_of(compute()));
+  const ScalarType got = tensor.scalar_type();
+  if (got != compute()) fail_dtype(name, got, name_of(compute()));
 }
 
 void Checker::pool_dtype(const char* name, const Tensor& tensor) const {
   const ScalarType got = tensor.scalar_type();
-  if (dtype_ == ScalarType::Double) return expect_dtype(name, tensor, got == dtype_, "float64");
-  expect_dtype(name, tensor, got == ScalarType::Float || got == ScalarType::BFloat16 || got == ScalarType::Half,
-               "float32, bfloat16 or float16");
+  const bool wide = dtype_ == ScalarType::Double;
+  const bool fits =
+      wide ? got == dtype_ : got == ScalarType::Float || got == ScalarType::BFloat16 || got == ScalarType::Half;
+  if (!fits) fail_dtype(name, got, wide ? "float64" : "float32, bfloat16 or float16");
 }
 
 void Checker::no_overlap(const char* name, const Tensor& tensor) const {
-  if (tensor.numel() == 0) return;
+  if (tensor.is_contiguous()) return;
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  if (std::find(sizes.begin(), sizes.end(), 0) != sizes.end()) return;
   // From the smallest stride on, each must step over all that the smaller ones reach.
   std::vector<std::pair<int64_t, int64_t>> dims;
-  for (int64_t i = 0; i < tensor.dim(); ++i)
-    if (tensor.size(i) > 1) dims.push_back({tensor.stride(i), tensor.size(i)});
+  for (size_t i = 0; i < sizes.size(); ++i)
+    if (sizes[i] > 1) dims.push_back({strides[i], sizes[i]});
   std::sort(dims.begin(), dims.end());
   int64_t reach = 1;
   for (const auto& [stride, size] : dims) {
-    if (stride < reach) {
-      const auto strides = tensor.strides();
+    if (stride < reach)
       fail(std::string(name) + " must not overlap itself in memory, as it is updated in place, got shape " +
            shape_of(tensor) + " with strides " + list_of(std::vector<int64_t>(strides.begin(), strides.end())));
-    }
     reach += (size - 1) * stride;
   }
 }
@@ -195,42 +194,62 @@ Tensor Checker::slots(const Tensor& slots, int64_t batch, int64_t pool) const {
 Tensor readable_rows(const Tensor& tensor) {
   constexpr int64_t kAlignment = 16;
   constexpr int64_t kFarthestToken = UINT32_MAX;  // the kernels keep the bytes from token to token in 32 bits
-  if (tensor.is_cpu() || tensor.numel() == 0) return tensor;
-  const int64_t dims = tensor.dim();
+  if (tensor.is_cpu()) return tensor;
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  if (std::find(sizes.begin(), sizes.end(), 0) != sizes.end()) return tensor;
+  const size_t last = sizes.size() - 1;
   const int64_t bytes = static_cast<int64_t>(tensor.element_size());
   const bool aligned = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
-  bool fits = aligned && tensor.stride(dims - 1) == 1;
-  for (int64_t i = 0; fits && i + 1 < dims; ++i)
-    fits = tensor.size(i) == 1 ||
-           (tensor.stride(i) * bytes % kAlignment == 0 && (i == 0 || tensor.stride(i) * bytes <= kFarthestToken));
+  bool fits = aligned && strides[last] == 1;
+  for (size_t i = 0; fits && i < last; ++i) {
+    const int64_t apart = strides[i] * bytes;
+    fits = sizes[i] == 1 || (apart % kAlignment == 0 && (i == 0 || apart <= kFarthestToken));
+  }
   if (fits) return tensor;
   // contiguous() would hand back a contiguous tensor at an odd address.
   return torch::stable::contiguous(aligned ? tensor : torch::stable::clone(tensor));
 }
 
+Tensor allocate(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t i = shape.size(); i-- > 0; stride *= std::max<int64_t>(shape[i], 1)) strides[i] = stride;
+  // The function of Torch itself: each call of the op new_empty would look it up by its name.
+  AtenTensorHandle tensor = nullptr;
+  const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  int32_t device_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                                  code, device_type, like.get_device_index(), &tensor));
+  return Tensor(tensor);
+}
+
 View view_tokens(const Tensor& tensor) {
   View view = view_of(tensor);
-  const int64_t dims = tensor.dim();
-  view.stride[0] = tensor.stride(0);
-  view.stride[1] = dims == 4 ? tensor.stride(1) : 0;
-  view.stride[2] = tensor.stride(dims - 2);
-  view.stride[3] = tensor.stride(dims - 1);
+  const auto strides = tensor.strides();
+  const size_t dims = strides.size();
+  view.stride[0] = strides[0];
+  view.stride[1] = dims == 4 ? strides[1] : 0;
+  view.stride[2] = strides[dims - 2];
+  view.stride[3] = strides[dims - 1];
   return view;
 }
 
 View view_channels(const Tensor& tensor) {
   View view = view_of(tensor);
-  const int64_t dims = tensor.dim();
-  view.stride[0] = tensor.stride(0);
-  view.stride[1] = dims == 3 ? tensor.stride(1) : 0;
-  view.stride[3] = tensor.stride(dims - 1);
+  const auto strides = tensor.strides();
+  const size_t dims = strides.size();
+  view.stride[0] = strides[0];
+  view.stride[1] = dims == 3 ? strides[1] : 0;
+  view.stride[3] = strides[dims - 1];
   return view;
 }
 
 View view_head_row(const Tensor& tensor) {
   View view = view_of(tensor);
-  view.stride[2] = tensor.stride(0);
-  view.stride[3] = tensor.stride(1);
+  const auto strides = tensor.strides();
+  view.stride[2] = strides[0];
+  view.stride[3] = strides[1];
   return view;
 }
 
@@ -242,7 +261,8 @@ View view_row(const Tensor& tensor) {
 
 View view_state(const Tensor& tensor) {
   View view = view_of(tensor);
-  for (int i = 0; i < 4; ++i) view.stride[i] = tensor.stride(i);
+  const auto strides = tensor.strides();
+  std::copy(strides.begin(), strides.end(), view.stride);
   return view;
 }
 

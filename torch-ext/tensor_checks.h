@@ -65,7 +65,7 @@ class Checker {
   ScalarType compute() const { return dtype_ == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 
  private:
-  void expect_dtype(const char* name, const Tensor& tensor, bool fits, const std::string& expected) const;
+  [[noreturn]] void fail_dtype(const char* name, ScalarType got, const std::string& expected) const;
 
   const char* op_;
   const char* first_name_;
@@ -93,9 +93,7 @@ Tensor readable_rows(const Tensor& tensor);
 inline OptionalTensor readable_rows(const OptionalTensor& t) { return t ? OptionalTensor(readable_rows(*t)) : t; }
 
 // Uninitialised, contiguous, on the device of `like`.
-inline Tensor allocate(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
-}
+Tensor allocate(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype);
 
 inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
   const auto sizes = tensor.sizes();

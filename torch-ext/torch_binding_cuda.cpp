@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <optional>
+
 #include "cuda/kernels.h"
 #include "cuda/self_test.h"
 #include "device_kernels.h"
@@ -28,16 +30,27 @@ void check_launch(cudaError_t error, int32_t device_index) {
   fail("flash_rwkv", "the kernel did not start on " + device + ": " + cudaGetErrorString(error));
 }
 
+// Makes the device of the call the current one, unless it is: which it mostly is, and a guard takes longer to make.
+class OnDevice {
+ public:
+  explicit OnDevice(int32_t device_index) {
+    if (torch::stable::accelerator::getCurrentDeviceIndex() != device_index) guard_.emplace(device_index);
+  }
+
+ private:
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+};
+
 // kKernel(params…, stream) on the device of the call.
 template <auto kKernel, class... Params>
 void run(const Params&... params, const Call& call) {
-  const torch::stable::accelerator::DeviceGuard guard(call.device_index);
+  const OnDevice guard(call.device_index);
   check_launch(kKernel(params..., current_stream(call.device_index)), call.device_index);
 }
 
 template <auto kSplit, class Params>
 BackwardPlan plan(const Params& p, const Call& call) {
-  const torch::stable::accelerator::DeviceGuard guard(call.device_index);
+  const OnDevice guard(call.device_index);
   const cuda::RowSplit split = kSplit(p);
   return {split.parts, split.scratch_bytes};
 }
@@ -65,7 +78,7 @@ Tensor empty_result(const Tensor& like) { return allocate(like, {2}, ScalarType:
 // that the driver chose, so that a device running PTX made for another capability can be told apart.
 Tensor cuda_self_test(const Tensor& like) {
   const auto device_index = like.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device_index);
+  const OnDevice guard(device_index);
   Tensor result = empty_result(like);
   check_launch(cuda::launch_self_test(
                    {.result = static_cast<int32_t*>(result.data_ptr()), .stream = current_stream(device_index)}),
