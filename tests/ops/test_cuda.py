@@ -325,3 +325,31 @@ def test_offsets_outside_the_tokens(kernel, device, operator, bounds) -> None:
     assert all((guard == 3).all() for guard in guards)
     right = torch.tensor([0, 20, 20], dtype=torch.int32, device=device)
     assert_accurate(kernel, operator, inputs, cu_seqlens=right)
+
+
+@pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
+def test_long_sequences_of_few_heads(kernel, device, operator) -> None:
+    """Gradients of so many tokens that a device with few heads takes them in windows: as with many heads."""
+    few = make_inputs(operator, batch=1, tokens=8200, heads=8, size=64, device=device)
+    batch = (
+        torch.cuda.get_device_properties(device).multi_processor_count // 8
+    )  # a head for each multiprocessor
+    many = {
+        name: x if name in operator.wide and x.dim() < 4 else x.expand(batch, *x.shape[1:]).contiguous()
+        for name, x in few.items()
+    }
+    results, others = {}, {}
+    for inputs, into in ((few, results), (many, others)):
+        leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+        y, state = call(kernel, operator, leaves)
+        gradients = [torch.zeros_like(x) for x in (y, state)]
+        generator = torch.Generator(device).manual_seed(1)
+        for x in gradients:  # of the first sequence alone
+            x[0] = torch.randn(x.shape[1:], generator=generator, device=device)
+        torch.autograd.backward((y, state), gradients)
+        into |= {
+            name: leaf.grad if leaf.shape == few[name].shape else leaf.grad[:1]
+            for name, leaf in leaves.items()
+        }
+    for name, value in results.items():
+        assert error(value, others[name]) <= 1e-5 * others[name].norm(), name

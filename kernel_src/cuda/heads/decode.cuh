@@ -201,7 +201,7 @@ cudaError_t launch_decode(const typename Op::Params& p, cudaStream_t stream) {
   const int64_t tiles = (p.head_size + kTileRows - 1) / kTileRows;
   const int64_t units = p.sequences.count * p.num_heads;
   // A warp for every tile, until each place for a warp on the device is taken a few times over.
-  constexpr int64_t kWarpsPerProcessor = 3 * kDecodeProcessorWarps;
+  constexpr int64_t kWarpsPerProcessor = kDecodeProcessorWarps;
   const int64_t wanted = kWarpsPerProcessor * device_attribute(cudaDevAttrMultiProcessorCount);
   int64_t tiles_a_warp = 1;
   while (2 * tiles_a_warp <= tiles && units * tiles / (2 * tiles_a_warp) >= wanted) tiles_a_warp *= 2;
