@@ -200,7 +200,7 @@ cudaError_t launch_decode(const typename Op::Params& p, cudaStream_t stream) {
   constexpr int kTileRows = DecodeLayout<kWidth>::kWarpRows;
   const int64_t tiles = (p.head_size + kTileRows - 1) / kTileRows;
   const int64_t units = p.sequences.count * p.num_heads;
-  // A warp for every tile, until each place for a warp on the device is taken a few times over.
+  // A warp for every tile, until each place for a warp on the device is taken.
   constexpr int64_t kWarpsPerProcessor = kDecodeProcessorWarps;
   const int64_t wanted = kWarpsPerProcessor * device_attribute(cudaDevAttrMultiProcessorCount);
   int64_t tiles_a_warp = 1;
