@@ -26,28 +26,51 @@ struct DecodePlan {
   int tiles_a_warp;  // of DecodeLayout::kWarpRows rows
 };
 
-// This lane's columns of a vector of one token.
+// This lane's columns of a vector of one token, on their way: all vectors are asked for before any is waited for.
 template <class T, class Layout>
-__device__ __forceinline__ void load_columns(const View& view, int64_t sequence, int64_t head, int size,
-                                             const Layout& at, float (&out)[Layout::kColumns]) {
-  const T* const from = static_cast<const T*>(view.data) + sequence * view.stride[0] + head * view.stride[2];
-#pragma unroll
-  for (int q = 0; q < Layout::kQuads; ++q) {
-    float four[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (at.column(q) < size) load_constant_four<T>(from + at.column(q)).unpack(four);
-#pragma unroll
-    for (int c = 0; c < 4; ++c) out[4 * q + c] = four[c];
-  }
-}
+struct ColumnLoads {
+  Four<T> fours[Layout::kQuads];
 
+  __device__ __forceinline__ void fetch(const View& view, int64_t sequence, int64_t head, int size, const Layout& at) {
+    const T* const from = static_cast<const T*>(view.data) + sequence * view.stride[0] + head * view.stride[2];
+#pragma unroll
+    for (int q = 0; q < Layout::kQuads; ++q) {
+      fours[q] = {};
+      if (at.column(q) < size) fours[q] = load_constant_four<T>(from + at.column(q));
+    }
+  }
+
+  __device__ __forceinline__ void unpack(float (&out)[Layout::kColumns]) const {
+#pragma unroll
+    for (int q = 0; q < Layout::kQuads; ++q) {
+      float four[4];
+      fours[q].unpack(four);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) out[4 * q + c] = four[c];
+    }
+  }
+};
+
+// Of w, in fp32 or T.
 template <class T, class Layout>
-__device__ __forceinline__ void load_retentions(const View& w, Decay form, int64_t sequence, int64_t head, int size,
-                                                const Layout& at, float (&out)[Layout::kColumns]) {
-  float raw[Layout::kColumns];
-  if (w.dtype == DType::kFloat32) load_columns<float>(w, sequence, head, size, at, raw);
-  else load_columns<T>(w, sequence, head, size, at, raw);
-  retentions(raw, form, out);
-}
+struct RetentionLoads {
+  bool is_float;
+  ColumnLoads<float, Layout> wide;
+  ColumnLoads<T, Layout> narrow;
+
+  __device__ __forceinline__ void fetch(const View& w, int64_t sequence, int64_t head, int size, const Layout& at) {
+    is_float = w.dtype == DType::kFloat32;
+    if (is_float) wide.fetch(w, sequence, head, size, at);
+    else narrow.fetch(w, sequence, head, size, at);
+  }
+
+  __device__ __forceinline__ void unpack(Decay form, float (&out)[Layout::kColumns]) const {
+    float raw[Layout::kColumns];
+    if (is_float) wide.unpack(raw);
+    else narrow.unpack(raw);
+    retentions(raw, form, out);
+  }
+};
 
 // A lane's part of a tile, in memory. Head sizes are multiples of eight, so a lane's rows of a tile are all inside the
 // matrix or all outside, and so are the columns of a quad.
@@ -76,7 +99,7 @@ class TilesInFlight {
   using VectorWord = decltype(Four<T>::raw);
 
  public:
-  static constexpr int kTiles = !kCopiesInBackground ? 1 : sizeof(S) == 4 ? 3 : 4;  // 12 or 8 KiB a warp
+  static constexpr int kTiles = kCopiesInBackground ? 2 : 1;
 
  private:
   using States = InFlight<StateWord, kTiles * kFours, kTiles * kFours * kThreads>;

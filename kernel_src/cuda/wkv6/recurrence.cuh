@@ -102,11 +102,16 @@ struct Wkv6 {
     float bonus;
 
     __device__ Decode(const Params& p, int64_t sequence, int64_t head, int size, const Layout& at) {
+      ColumnLoads<T, Layout> r_loads, k_loads;
+      RetentionLoads<T, Layout> d_loads;
       float u[Layout::kColumns];
-      load_columns<T>(p.k, sequence, head, size, at, k);
-      load_columns<T>(p.r, sequence, head, size, at, r);
+      k_loads.fetch(p.k, sequence, head, size, at);
+      r_loads.fetch(p.r, sequence, head, size, at);
+      d_loads.fetch(p.w, p.decay_per_token ? sequence : 0, head, size, at);
       load_bonus(p.u, head, size, at, u);
-      load_retentions<T>(p.w, p.decay, p.decay_per_token ? sequence : 0, head, size, at, d);
+      k_loads.unpack(k);
+      r_loads.unpack(r);
+      d_loads.unpack(p.decay, d);
       bonus = bonus_of(r, u, k);
     }
 

@@ -107,11 +107,18 @@ struct Wkv7 {
     float r[Layout::kColumns], d[Layout::kColumns], k[Layout::kColumns], a[Layout::kColumns], b[Layout::kColumns];
 
     __device__ Decode(const Params& p, int64_t sequence, int64_t head, int size, const Layout& at) {
-      load_columns<T>(p.a, sequence, head, size, at, a);
-      load_columns<T>(p.b, sequence, head, size, at, b);
-      load_columns<T>(p.k, sequence, head, size, at, k);
-      load_columns<T>(p.r, sequence, head, size, at, r);
-      load_retentions<T>(p.w, p.decay, sequence, head, size, at, d);
+      ColumnLoads<T, Layout> r_loads, k_loads, a_loads, b_loads;
+      RetentionLoads<T, Layout> d_loads;
+      a_loads.fetch(p.a, sequence, head, size, at);
+      b_loads.fetch(p.b, sequence, head, size, at);
+      k_loads.fetch(p.k, sequence, head, size, at);
+      r_loads.fetch(p.r, sequence, head, size, at);
+      d_loads.fetch(p.w, sequence, head, size, at);
+      a_loads.unpack(a);
+      b_loads.unpack(b);
+      k_loads.unpack(k);
+      r_loads.unpack(r);
+      d_loads.unpack(p.decay, d);
     }
 
     // y: the sums that this lane owns.
