@@ -179,6 +179,8 @@ __global__ void __launch_bounds__(kWarp* kDecodeWarps, kDecodeProcessorWarps / k
   const T* const v_head = static_cast<const T*>(p.v.data) + sequence * p.v.stride[0] + head * p.v.stride[2];
   T* const y_head = static_cast<T*>(p.y.data) + sequence * p.y.stride[0] + head * p.y.stride[2];
 
+  using Token = typename Op::template Decode<T, Layout>;
+  const typename Token::Loads loads(p, sequence, head, size, at);
   TilesInFlight<T, S, Layout> in_flight(reinterpret_cast<char*>(shared));
   constexpr int kTiles = TilesInFlight<T, S, Layout>::kTiles;
 #pragma unroll
@@ -186,7 +188,7 @@ __global__ void __launch_bounds__(kWarp* kDecodeWarps, kDecodeProcessorWarps / k
     if (i < plan.tiles_a_warp) in_flight.fetch(i, tile.after(i), v_head, size, at);
     else end_batch();
   }
-  const typename Op::template Decode<T, Layout> op(p, sequence, head, size, at);
+  const Token op(p, loads);
   int place = 0;
 #pragma unroll 1
   for (int left = plan.tiles_a_warp; left > 0; --left) {

@@ -101,18 +101,24 @@ struct Wkv6 {
     float r[Layout::kColumns], d[Layout::kColumns], k[Layout::kColumns];
     float bonus;
 
-    __device__ Decode(const Params& p, int64_t sequence, int64_t head, int size, const Layout& at) {
-      ColumnLoads<T, Layout> r_loads, k_loads;
-      RetentionLoads<T, Layout> d_loads;
+    struct Loads {
+      ColumnLoads<T, Layout> r, k;
+      RetentionLoads<T, Layout> d;
       float u[Layout::kColumns];
-      k_loads.fetch(p.k, sequence, head, size, at);
-      r_loads.fetch(p.r, sequence, head, size, at);
-      d_loads.fetch(p.w, p.decay_per_token ? sequence : 0, head, size, at);
-      load_bonus(p.u, head, size, at, u);
-      k_loads.unpack(k);
-      r_loads.unpack(r);
-      d_loads.unpack(p.decay, d);
-      bonus = bonus_of(r, u, k);
+
+      __device__ Loads(const Params& p, int64_t sequence, int64_t head, int size, const Layout& at) {
+        k.fetch(p.k, sequence, head, size, at);
+        r.fetch(p.r, sequence, head, size, at);
+        d.fetch(p.w, p.decay_per_token ? sequence : 0, head, size, at);
+        load_bonus(p.u, head, size, at, u);
+      }
+    };
+
+    __device__ Decode(const Params& p, const Loads& loads) {
+      loads.k.unpack(k);
+      loads.r.unpack(r);
+      loads.d.unpack(p.decay, d);
+      bonus = bonus_of(r, loads.u, k);
     }
 
     // y: the sums that this lane owns.

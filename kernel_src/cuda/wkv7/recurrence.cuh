@@ -106,19 +106,25 @@ struct Wkv7 {
   struct Decode {
     float r[Layout::kColumns], d[Layout::kColumns], k[Layout::kColumns], a[Layout::kColumns], b[Layout::kColumns];
 
-    __device__ Decode(const Params& p, int64_t sequence, int64_t head, int size, const Layout& at) {
-      ColumnLoads<T, Layout> r_loads, k_loads, a_loads, b_loads;
-      RetentionLoads<T, Layout> d_loads;
-      a_loads.fetch(p.a, sequence, head, size, at);
-      b_loads.fetch(p.b, sequence, head, size, at);
-      k_loads.fetch(p.k, sequence, head, size, at);
-      r_loads.fetch(p.r, sequence, head, size, at);
-      d_loads.fetch(p.w, sequence, head, size, at);
-      a_loads.unpack(a);
-      b_loads.unpack(b);
-      k_loads.unpack(k);
-      r_loads.unpack(r);
-      d_loads.unpack(p.decay, d);
+    struct Loads {
+      ColumnLoads<T, Layout> r, k, a, b;
+      RetentionLoads<T, Layout> d;
+
+      __device__ Loads(const Params& p, int64_t sequence, int64_t head, int size, const Layout& at) {
+        a.fetch(p.a, sequence, head, size, at);
+        b.fetch(p.b, sequence, head, size, at);
+        k.fetch(p.k, sequence, head, size, at);
+        r.fetch(p.r, sequence, head, size, at);
+        d.fetch(p.w, sequence, head, size, at);
+      }
+    };
+
+    __device__ Decode(const Params& p, const Loads& loads) {
+      loads.a.unpack(a);
+      loads.b.unpack(b);
+      loads.k.unpack(k);
+      loads.r.unpack(r);
+      loads.d.unpack(p.decay, d);
     }
 
     // y: the sums that this lane owns.
