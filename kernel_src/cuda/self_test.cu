@@ -3,6 +3,8 @@
 
 #include "self_test.h"
 
+#include "cuda/launch.h"
+
 namespace flash_rwkv::cuda {
 namespace {
 
@@ -37,8 +39,7 @@ __global__ void __launch_bounds__(kSelfTestThreads) self_test_kernel(int32_t* re
 }  // namespace
 
 cudaError_t launch_self_test(const SelfTestParams& params) {
-  self_test_kernel<<<1, kSelfTestThreads, 0, params.stream>>>(params.result);
-  return cudaGetLastError();
+  return launch(self_test_kernel, 1, kSelfTestThreads, 0, params.stream, params.result);
 }
 
 }  // namespace flash_rwkv::cuda

@@ -16,6 +16,7 @@
 #include "cuda/heads/stage.cuh"
 #include "cuda/heads/state.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.h"
 
 namespace flash_rwkv::cuda {
 
@@ -534,8 +535,8 @@ cudaError_t launch_backward(const typename Op::Params& p, const typename Op::Gra
       const int64_t blocks = p.sequences.count * plan.num_heads * split.parts;
       if (blocks == 0) return cudaSuccess;
       if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-      kernel<<<static_cast<unsigned>(blocks), Shape::kThreads, bytes, stream>>>(p, g, plan);
-      if ((error = cudaGetLastError()) != cudaSuccess) return error;
+      error = launch(kernel, blocks, Shape::kThreads, bytes, stream, p, g, plan);
+      if (error != cudaSuccess) return error;
       if (split.parts > 1 && (error = add_parts<Op, T>(p, g, plan, stream)) != cudaSuccess) return error;
     }
   }

@@ -4,6 +4,7 @@
 // and d - 1 with its sign bit set in between. So S d is fma(retention, S, sign bit set ? S : 0) with one rounding.
 #pragma once
 
+#include "cuda/ptx.cuh"
 #include "wkv_params.h"
 
 namespace flash_rwkv::cuda {
@@ -35,8 +36,7 @@ __device__ __forceinline__ float exponential(float x) {
   // x log2(e) in two parts, since what the product rounds away counts |x| times over.
   const float high = __fmul_rn(bounded, 1.44269504088896341f);
   const float low = fmaf(bounded, 1.92596299e-8f, fmaf(bounded, 1.44269504088896341f, -high));
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(high));
+  const float power = ptx::ex2_approx_ftz_f32(high);
   return x != x ? x : fmaf(__fmul_rn(power, low), 0.693147180559945309f, power);
 }
 

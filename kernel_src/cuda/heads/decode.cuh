@@ -9,6 +9,7 @@
 #include "cuda/heads/in_flight.cuh"
 #include "cuda/heads/stage.cuh"
 #include "cuda/heads/state.cuh"
+#include "cuda/launch.h"
 
 namespace flash_rwkv::cuda {
 
@@ -236,8 +237,7 @@ cudaError_t launch_decode(const typename Op::Params& p, cudaStream_t stream) {
   if (blocks > INT32_MAX / kDecodeWarps) return cudaErrorInvalidConfiguration;
   const DecodePlan plan = {static_cast<unsigned>(units), static_cast<unsigned>(warps_a_head),
                            static_cast<int>(tiles_a_warp)};
-  decode_kernel<Op, T, S, kWidth><<<static_cast<unsigned>(blocks), kWarp * kDecodeWarps, 0, stream>>>(p, plan);
-  return cudaGetLastError();
+  return launch(decode_kernel<Op, T, S, kWidth>, blocks, kWarp * kDecodeWarps, 0, stream, p, plan);
 }
 
 // Of states whose rows can be read four elements at a time.

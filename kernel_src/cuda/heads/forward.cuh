@@ -10,6 +10,7 @@
 #include "cuda/heads/device.h"
 #include "cuda/heads/stage.cuh"
 #include "cuda/heads/state.cuh"
+#include "cuda/launch.h"
 
 namespace flash_rwkv::cuda {
 
@@ -164,8 +165,7 @@ cudaError_t launch_forward(const typename Op::Params& p, cudaStream_t stream) {
   const int64_t blocks = p.sequences.count * p.num_heads * row_blocks;
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX || p.sequences.tokens > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
-  forward_kernel<Op, T, kWidth, kRows><<<static_cast<unsigned>(blocks), Shape::kThreads, 0, stream>>>(p, plan);
-  return cudaGetLastError();
+  return launch(forward_kernel<Op, T, kWidth, kRows>, blocks, Shape::kThreads, 0, stream, p, plan);
 }
 
 // Eight rows a thread make the best use of what is loaded from shared memory; one gives eight times as many warps, for

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "cuda/ptx.cuh"
+
 namespace flash_rwkv::cuda {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
@@ -25,14 +27,9 @@ class SharedWords {
   // `from` is read only if `wanted`; else the word is zeros. wait_for_loads() comes before get().
   __device__ __forceinline__ void fetch(int at, const Word* from, bool wanted) {
 #if defined(FLASH_RWKV_ASYNC_COPIES)
-    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(words_ + at));
-    const int bytes = wanted ? static_cast<int>(sizeof(Word)) : 0;
-    if constexpr (sizeof(Word) == 16) {
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-    } else {
-      asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(sizeof(Word)), "r"(bytes)
-                   : "memory");
-    }
+    constexpr int kBytes = sizeof(Word);
+    if constexpr (kBytes == 16) ptx::cp_async_cg_shared_global<kBytes>(words_ + at, from, wanted ? kBytes : 0);
+    else ptx::cp_async_ca_shared_global<kBytes>(words_ + at, from, wanted ? kBytes : 0);
 #else
     words_[at] = wanted ? __ldg(from) : Word{};
 #endif
@@ -77,14 +74,14 @@ class InFlight {
 // Until all that this thread has asked for is there.
 __device__ __forceinline__ void wait_for_loads() {
 #if defined(FLASH_RWKV_ASYNC_COPIES)
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  ptx::cp_async_wait_all();
 #endif
 }
 
 // What this thread has asked for since the last batch is a batch; there may be nothing in it.
 __device__ __forceinline__ void end_batch() {
 #if defined(FLASH_RWKV_ASYNC_COPIES)
-  asm volatile("cp.async.commit_group;" ::: "memory");
+  ptx::cp_async_commit_group();
 #endif
 }
 
@@ -92,7 +89,7 @@ __device__ __forceinline__ void end_batch() {
 template <int kCount>
 __device__ __forceinline__ void wait_for_batches_before_last() {
 #if defined(FLASH_RWKV_ASYNC_COPIES)
-  asm volatile("cp.async.wait_group %0;" ::"n"(kCount) : "memory");
+  ptx::cp_async_wait_group<kCount>();
 #endif
 }
 

@@ -8,6 +8,7 @@
 #include "cuda/heads/stage.cuh"
 #include "cuda/heads/state.cuh"
 #include "cuda/heads/vectors.cuh"
+#include "cuda/launch.h"
 
 namespace flash_rwkv::cuda {
 
@@ -127,8 +128,7 @@ cudaError_t add_parts(const typename Op::Params& p, const typename Op::Gradients
   const int64_t blocks = (Op::kGradients * pairs + kThreads - 1) / kThreads;
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  add_parts_kernel<Op, T><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p, g, plan, pairs);
-  return cudaGetLastError();
+  return launch(add_parts_kernel<Op, T>, blocks, kThreads, 0, stream, p, g, plan, pairs);
 }
 
 }  // namespace flash_rwkv::cuda

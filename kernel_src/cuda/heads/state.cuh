@@ -3,6 +3,7 @@
 
 #include "cuda/heads/layout.cuh"
 #include "cuda/heads/vectors.cuh"
+#include "cuda/ptx.cuh"
 
 namespace flash_rwkv::cuda {
 
@@ -75,8 +76,7 @@ struct StateLoads {
 template <int kThreads>
 __device__ __forceinline__ void prefetch_matrix(const float* matrix, int size) {
   constexpr int kLine = 128 / sizeof(float);
-  for (int i = threadIdx.x * kLine; i < size * size; i += kThreads * kLine)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(matrix + i));
+  for (int i = threadIdx.x * kLine; i < size * size; i += kThreads * kLine) ptx::prefetch_global_l2(matrix + i);
 }
 
 template <class Layout>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/elements.cuh"
+#include "cuda/ptx.cuh"
 
 namespace flash_rwkv::cuda {
 
@@ -59,19 +60,10 @@ __device__ __forceinline__ Four<T> load_constant_four(const void* from) {
   return {__ldg(reinterpret_cast<const decltype(Four<T>::raw)*>(from))};
 }
 
-// As instructions: an assignment of such a word may be compiled into one store for each of its parts.
-__device__ __forceinline__ void st_global(void* to, uint2 word) {
-  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(word.x), "r"(word.y) : "memory");
-}
-__device__ __forceinline__ void st_global(void* to, uint4 word) {
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
-               : "memory");
-}
-
-// To global memory.
+// To global memory. As an instruction: an assignment of the word may be compiled into one store for each of its parts.
 template <class T>
 __device__ __forceinline__ void store_four(T* to, const float (&x)[4]) {
-  st_global(to, Four<T>::pack(x).raw);
+  ptx::st_global_b32(to, Four<T>::pack(x).raw);
 }
 
 // A run of kBytes bytes as one word, of elements of two bytes each; of fp32, two words are as many elements.

@@ -6,6 +6,7 @@
 // that the two fill each other's waits.
 
 #include "cuda/kernels.h"
+#include "cuda/launch.h"
 #include "cuda/wkv4/channel.cuh"
 #include "cuda/wkv4/recurrence.cuh"
 
@@ -250,8 +251,7 @@ cudaError_t wkv4_backward(const Wkv4Params& p, const Wkv4Gradients& g, cudaStrea
   return dispatch_dtype(p.k.dtype, [&](auto element) {
     using T = decltype(element);
     const int shared_bytes = kRuns * 3 * grid.threads * static_cast<int>(sizeof(float));
-    backward_kernel<T><<<grid.launched(), grid.threads, shared_bytes, stream>>>(p, g, grid);
-    return cudaGetLastError();
+    return launch(backward_kernel<T>, grid.blocks, grid.threads, shared_bytes, stream, p, g, grid);
   });
 }
 

@@ -110,7 +110,6 @@ struct ChannelGrid {
   }
 
   bool fits() const { return blocks <= INT32_MAX; }
-  unsigned launched() const { return static_cast<unsigned>(blocks); }
 
 #ifdef __CUDACC__
   __device__ int64_t sequence() const { return blockIdx.x / chunks; }

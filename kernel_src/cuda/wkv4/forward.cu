@@ -5,6 +5,7 @@
 // tokens of the next group are on their way to registers while this group is computed.
 
 #include "cuda/kernels.h"
+#include "cuda/launch.h"
 #include "cuda/wkv4/channel.cuh"
 #include "cuda/wkv4/recurrence.cuh"
 
@@ -122,8 +123,7 @@ cudaError_t wkv4_forward(const Wkv4Params& p, cudaStream_t stream) {
   return dispatch_dtype(p.k.dtype, [&](auto element) {
     using T = decltype(element);
     const auto kernel = p.sequences.tokens < kTurn ? forward_kernel<T, false> : forward_kernel<T, true>;
-    kernel<<<grid.launched(), grid.threads, 0, stream>>>(p, grid);
-    return cudaGetLastError();
+    return launch(kernel, grid.blocks, grid.threads, 0, stream, p, grid);
   });
 }
 
