@@ -55,7 +55,7 @@ def build_variant(
         work=repository.root / ".build" / variant.name,
         capabilities=capabilities,
     )
-    with _locked(plan.work.with_suffix(".lock")):
+    with locked(plan.work.with_suffix(".lock")):
         if clean:
             shutil.rmtree(plan.work, ignore_errors=True)
         commands = compile_variant(plan, console, jobs, verbose)
@@ -64,8 +64,8 @@ def build_variant(
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One build of a variant at a time; a second waits."""
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time; a second waits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
