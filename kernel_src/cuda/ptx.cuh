@@ -46,6 +46,18 @@ __device__ __forceinline__ void prefetch_global_l2(const void* at) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
 }
 
+// --- Barriers of some warps of a block, 1 … 15; 0 is that of __syncthreads ---------------------------------------------
+
+// Until `threads` threads have come, whole warps, this one among them.
+__device__ __forceinline__ void bar_sync(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// Counts as one of those, and goes on. What this thread has read and written is seen as done by those that wait.
+__device__ __forceinline__ void bar_arrive(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // --- Copies from global to shared memory in the background. Capability 8.0. -------------------------------------------
 
 // Both copy kBytes bytes, of which the first `bytes` come from global memory and the rest are zeros.

@@ -113,7 +113,7 @@ struct Copy {
   int64_t group;
 };
 
-enum class Status { kReady, kInWarp, kInBlock, kReturned };
+enum class Status { kReady, kInWarp, kInBlock, kAtBarrier, kReturned };
 
 struct Thread {
   void* stack_pointer;
@@ -129,6 +129,12 @@ struct Thread {
   int64_t open_group;
   std::vector<Copy> copies;
 };
+
+// A barrier of some threads of the block. Thread::mask is its number while one waits there.
+struct Barrier {
+  int expected = 0, arrived = 0;
+};
+constexpr int kBarriers = 16;
 
 constexpr size_t kStackBytes = 256 << 10;
 
@@ -158,6 +164,7 @@ class Block {
   void wait();
   void try_meeting(const Thread& thread, int warp);
   void block_arrives();
+  void barrier_arrives(int barrier, int threads);
   void thread_body();
 
  private:
@@ -173,6 +180,7 @@ class Block {
   const Launch& launch_;
   Range shared_;
   std::vector<Thread> threads_;
+  Barrier barriers_[kBarriers];
   void* scheduler_ = nullptr;
 };
 
@@ -231,6 +239,7 @@ void Block::run(int64_t index, bool reverse, std::minstd_rand* chance) {
   poison(shared_.begin, shared_.bytes);
   poison(dynamic_memory() - kGuard, kGuard + launch_.shared_bytes + kGuard);
   for (int i = 0; i < count(); ++i) start(i);
+  for (Barrier& barrier : barriers_) barrier = {};
 
   // A warp goes as far as it can before the next has its turn, unless the order is drawn.
   std::vector<int> order(warps());
@@ -248,6 +257,8 @@ void Block::run(int64_t index, bool reverse, std::minstd_rand* chance) {
   if (!failure.empty()) return;
   if (std::any_of(threads_.begin(), threads_.end(), [](const Thread& t) { return t.status != Status::kReturned; }))
     return void(failure = "threads wait for each other in different places:" + waiting());
+  for (const Barrier& barrier : barriers_)
+    if (barrier.arrived > 0) failure = "returned, although a barrier waits for more threads";
   const Range dynamic = dynamic_shared();
   if (!is_poison(dynamic.begin - kGuard, kGuard)) failure = "wrote before the start of dynamic shared memory";
   if (!is_poison(dynamic.begin + dynamic.bytes, kGuard))
@@ -304,6 +315,19 @@ void Block::block_arrives() {
     thread.status = Status::kReady;
     thread.votes = votes;
   }
+}
+
+void Block::barrier_arrives(int number, int threads) {
+  Barrier& barrier = barriers_[number];
+  if (barrier.arrived > 0 && barrier.expected != threads)
+    fail("barrier " + std::to_string(number) + " of " + std::to_string(threads) + " and of " +
+         std::to_string(barrier.expected) + " threads");
+  barrier.expected = threads;
+  if (++barrier.arrived < threads) return;
+  barrier = {};
+  for (Thread& thread : threads_)
+    if (thread.status == Status::kAtBarrier && thread.mask == static_cast<unsigned>(number))
+      thread.status = Status::kReady;
 }
 
 std::string Block::waiting() const {
@@ -436,6 +460,17 @@ Votes meet_block(bool vote, Site site) {
   block->block_arrives();
   block->wait();
   return thread.votes;
+}
+
+void meet_at_barrier(int barrier, int threads, bool waits, Site site) {
+  if (barrier < 1 || barrier >= kBarriers || threads < kWarp || threads % kWarp != 0)
+    fail(text_of(site) + ": barrier " + std::to_string(barrier) + " of " + std::to_string(threads) + " threads");
+  Thread& thread = block->current();
+  thread.site = site;
+  thread.mask = static_cast<unsigned>(barrier);
+  if (waits) thread.status = Status::kAtBarrier;
+  block->barrier_arrives(barrier, threads);
+  if (waits) block->wait();
 }
 
 void* dynamic_shared_memory() { return dynamic_memory(); }

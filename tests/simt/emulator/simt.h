@@ -62,6 +62,9 @@ struct Votes {
 // Waits until all threads of the block that have not returned are here.
 Votes meet_block(bool vote, Site site);
 
+// Barrier 1 … 15 of `threads` threads: counts this one, which waits for the others only if it says so.
+void meet_at_barrier(int barrier, int threads, bool waits, Site site);
+
 void* dynamic_shared_memory();
 // Ends the launch unless these bytes are shared memory, at a multiple of `alignment`.
 void check_shared(const void* at, size_t bytes, size_t alignment, const char* instruction);

@@ -32,6 +32,15 @@ void st_global_b32(void* to, Words words) {
 
 inline void prefetch_global_l2(const void*) {}
 
+// --- Barriers of some warps ------------------------------------------------------------------------------------------
+
+inline void bar_sync(int barrier, int threads, SIMT_PLACE) {
+  simt::meet_at_barrier(barrier, threads, true, {"bar.sync", file, line});
+}
+inline void bar_arrive(int barrier, int threads, SIMT_PLACE) {
+  simt::meet_at_barrier(barrier, threads, false, {"bar.arrive", file, line});
+}
+
 // --- Copies in the background ----------------------------------------------------------------------------------------
 
 template <int kBytes>
