@@ -29,6 +29,8 @@ struct DeviceKernels {
   void (*wkv6_backward)(const Wkv6Params&, const Wkv6Gradients&, const Call&);
   void (*wkv6_step)(const Wkv6Params&, const Call&);
   void (*wkv7_forward)(const Wkv7Params&, const Call&);
+  bool (*wkv7_has_chunks)(const Call&);                        // nullptr: never
+  void (*wkv7_chunk_forward)(const Wkv7Params&, const Call&);  // only where it has
   BackwardPlan (*wkv7_backward_plan)(const Wkv7Params&, const Call&);
   void (*wkv7_backward)(const Wkv7Params&, const Wkv7Gradients&, const Call&);
   void (*wkv7_step)(const Wkv7Params&, const Call&);

@@ -34,6 +34,8 @@ Tensor wkv6_step(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor state,
 
 Outputs wkv7_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
                      OptionalTensor cu_seqlens, int64_t decay, bool save);
+Outputs wkv7_chunk_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
+                           OptionalTensor cu_seqlens, int64_t decay, bool save);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv7_backward(
     Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor checkpoints, OptionalTensor grad_y,
     OptionalTensor grad_state, OptionalTensor cu_seqlens, int64_t decay);
@@ -53,6 +55,7 @@ void implement(Library& ops) {
   ops.impl("wkv6_backward", TORCH_BOX(&wkv6_backward<6>));
   ops.impl("wkv6_step_", TORCH_BOX(&wkv6_step<6>));
   ops.impl("wkv7_forward", TORCH_BOX(&wkv7_forward));
+  ops.impl("wkv7_chunk_forward", TORCH_BOX(&wkv7_chunk_forward));
   ops.impl("wkv7_backward", TORCH_BOX(&wkv7_backward));
   ops.impl("wkv7_step_", TORCH_BOX(&wkv7_step));
 }

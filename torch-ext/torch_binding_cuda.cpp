@@ -55,6 +55,12 @@ BackwardPlan plan(const Params& p, const Call& call) {
   return {split.parts, split.scratch_bytes};
 }
 
+template <auto kQuestion>
+bool ask(const Call& call) {
+  const torch::stable::accelerator::DeviceGuard guard(call.device_index);
+  return kQuestion();
+}
+
 constexpr DeviceKernels kCudaKernels = {
     .checkpoint_tokens = kCudaCheckpointTokens,
     .wkv7_checkpoint_rows = kCudaCheckpointTokens,
@@ -66,6 +72,8 @@ constexpr DeviceKernels kCudaKernels = {
     .wkv6_backward = &run<&cuda::wkv6_backward, Wkv6Params, Wkv6Gradients>,
     .wkv6_step = &run<&cuda::wkv6_step, Wkv6Params>,
     .wkv7_forward = &run<&cuda::wkv7_forward, Wkv7Params>,
+    .wkv7_has_chunks = &ask<&cuda::wkv7_has_chunks>,
+    .wkv7_chunk_forward = &run<&cuda::wkv7_chunk_forward, Wkv7Params>,
     .wkv7_backward_plan = &plan<&cuda::wkv7_backward_split, Wkv7Params>,
     .wkv7_backward = &run<&cuda::wkv7_backward, Wkv7Params, Wkv7Gradients>,
     .wkv7_step = &run<&cuda::wkv7_step, Wkv7Params>,

@@ -41,13 +41,24 @@ Wkv7Params check_inputs(const Checker& check, const HeadSizes& sizes, Inputs& in
   return p;
 }
 
-}  // namespace
+// Whether the matrix form can do it.
+void check_chunks(const Checker& check, const DeviceKernels& kernels, const HeadSizes& sizes, const Tensor& r) {
+  const std::string got = "; expected 'auto' or 'recurrent', got 'chunk' for ";
+  if (kernels.wkv7_has_chunks == nullptr || !kernels.wkv7_has_chunks(sizes.call(r)))
+    check.fail("algorithm 'chunk' runs on the tensor cores of CUDA devices of capability 8.0 and later" + got +
+               "a tensor on " + (r.is_cpu() ? "cpu" : "cuda:" + std::to_string(r.get_device_index())));
+  if (check.dtype() != ScalarType::BFloat16 && check.dtype() != ScalarType::Half)
+    check.fail("algorithm 'chunk' takes bfloat16 and float16" + got + name_of(check.dtype()));
+  if (sizes.size != 64 && sizes.size != 128)
+    check.fail("algorithm 'chunk' takes head sizes 64 and 128" + got + std::to_string(sizes.size));
+}
 
-Outputs wkv7_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
-                     OptionalTensor cu_seqlens, int64_t decay, bool save) {
+Outputs forward(bool chunks, Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
+                OptionalTensor cu_seqlens, int64_t decay, bool save) {
   const DeviceKernels& kernels = kernels_of(r);
   const Checker check("wkv7", "r", r);
   const HeadSizes sizes(check, "r", r, false);
+  if (chunks) check_chunks(check, kernels, sizes, r);
   Inputs in = {r, w, k, v, a, b};
   Wkv7Params p = check_inputs(check, sizes, in, decay);
   OptionalTensor packed;
@@ -58,14 +69,28 @@ Outputs wkv7_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b,
   Tensor y = allocate(r, sizes_of(r), check.dtype());
   Tensor final_state = allocate(r, {sequences, sizes.heads, sizes.size, sizes.size}, check.compute());
   p.sequences = sizes.describe(sequences, packed, kernels);
-  const Tensor checkpoints = allocate_checkpoints(check, r, sizes, p.sequences, kernels.wkv7_checkpoint_rows, save);
+  if (chunks) p.sequences.checkpoint_tokens = kCheckpointTokens;
+  const int64_t saved_rows = chunks ? 0 : kernels.wkv7_checkpoint_rows;
+  const Tensor checkpoints = allocate_checkpoints(check, r, sizes, p.sequences, saved_rows, save);
   const OptionalTensor initial = readable_rows(state);
   p.state = view_state(initial);
   p.y = view_tokens(y);
   p.final_state = view_state(final_state);
   p.checkpoints = save ? checkpoints.data_ptr() : nullptr;
-  kernels.wkv7_forward(p, sizes.call(r));
+  (chunks ? kernels.wkv7_chunk_forward : kernels.wkv7_forward)(p, sizes.call(r));
   return {y, final_state, checkpoints};
+}
+
+}  // namespace
+
+Outputs wkv7_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
+                     OptionalTensor cu_seqlens, int64_t decay, bool save) {
+  return forward(false, r, w, k, v, a, b, state, cu_seqlens, decay, save);
+}
+
+Outputs wkv7_chunk_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
+                           OptionalTensor cu_seqlens, int64_t decay, bool save) {
+  return forward(true, r, w, k, v, a, b, state, cu_seqlens, decay, save);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv7_backward(

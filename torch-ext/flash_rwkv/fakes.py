@@ -27,11 +27,11 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _fake_heads_forward(
-    r: Tensor, cu_seqlens: Tensor | None, save: bool, saves_rows: bool = False
+    r: Tensor, cu_seqlens: Tensor | None, save: bool, saves_rows: bool = False, chunks: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`saves_rows`: on CUDA a row for every token of the block stands behind each saved state."""
+    """`saves_rows`: on CUDA each saved state has a row for every token behind it, unless `chunks`."""
     batch, tokens, heads, size = r.shape
-    cuda = r.device.type == "cuda"
+    cuda = r.device.type == "cuda" and not chunks
     each = CUDA_CHECKPOINT_TOKENS if cuda else CHECKPOINT_TOKENS
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     blocks = 0
@@ -93,6 +93,12 @@ def _(r, k, v, w, u, state, cu_seqlens, decay, save):
 def _(r, w, k, v, a, b, state, cu_seqlens, decay, save):
     _on_one_device("wkv7", r, w=w, k=k, v=v, a=a, b=b, state=state, cu_seqlens=cu_seqlens)
     return _fake_heads_forward(r, cu_seqlens, save, saves_rows=True)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv7_chunk_forward"))
+def _(r, w, k, v, a, b, state, cu_seqlens, decay, save):
+    _on_one_device("wkv7", r, w=w, k=k, v=v, a=a, b=b, state=state, cu_seqlens=cu_seqlens)
+    return _fake_heads_forward(r, cu_seqlens, save, chunks=True)
 
 
 @torch.library.register_fake(add_op_namespace_prefix("wkv5_backward"))

@@ -42,6 +42,10 @@ class _Gradient:
         )
 
 
+def _refuse_chunks(ctx, *gradients):
+    raise RuntimeError("wkv7: algorithm 'chunk' has no gradient yet; expected 'auto' or 'recurrent'")
+
+
 _WKV4 = _Gradient("wkv4", 4, 0)
 _WKV5 = _Gradient("wkv5", 5, 2)
 _WKV6 = _Gradient("wkv6", 5, 2)
@@ -59,6 +63,7 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     add_op_namespace_prefix("wkv7_forward"), _WKV7.backward, setup_context=_WKV7.setup_context
 )
+torch.library.register_autograd(add_op_namespace_prefix("wkv7_chunk_forward"), _refuse_chunks)
 torch.library.register_autograd(add_op_namespace_prefix("wkv4_backward"), _WKV4.refuse)
 torch.library.register_autograd(add_op_namespace_prefix("wkv5_backward"), _WKV5.refuse)
 torch.library.register_autograd(add_op_namespace_prefix("wkv6_backward"), _WKV6.refuse)

@@ -137,16 +137,25 @@ def wkv7(
         r, k, v, a, b: ``[B, T, H, N]``, of one dtype; usually ``a = -kk`` and ``b = kk * gate`` with ``kk``
             the normalised key. dtypes, T, N and strides as in :func:`wkv6`.
         w: ``[B, T, H, N]``, what the decay d is made of; the dtype of r, or float32.
-        state, cu_seqlens, algorithm: as in :func:`wkv6`.
+        state, cu_seqlens: as in :func:`wkv6`.
+        algorithm: as in :func:`wkv6`; ``"chunk"`` takes bfloat16 and float16 and head sizes 64 and 128, on
+            CUDA devices of capability 8.0 and later, and has no gradient yet.
         decay: ``"log"`` (default): d = e^w; ``"exp"``: d = e^(-e^w); ``"sigmoid"``:
             d = e^(-e^(-1/2) sigmoid(w)), the clamped form of RWKV-7's raw logits, d in (0.545, 1).
 
     Returns, Raises: as :func:`wkv6`.
     """
     _tensors("wkv7", r=r, w=w, k=k, v=v, a=a, b=b)
-    code = _options("wkv7", r, decay, algorithm)
+    code = _options("wkv7", r, decay, algorithm, has_chunks=True)
     r, k, v, a, b, w, state = _under_autocast((r, k, v, a, b), (w,), state)
     save = _wants_gradient(r, w, k, v, a, b, state)
+    if algorithm == "chunk":
+        if save:
+            raise ValueError(
+                "wkv7: algorithm 'chunk' has no gradient yet; expected 'auto' or 'recurrent' for inputs that "
+                "want one, or torch.no_grad(), got 'chunk'"
+            )
+        return ops.wkv7_chunk_forward(r, w, k, v, a, b, state, cu_seqlens, code, False)[:2]
     return ops.wkv7_forward(r, w, k, v, a, b, state, cu_seqlens, code, save)[:2]
 
 
@@ -270,12 +279,12 @@ def _decay_code(op: str, decay: str) -> int:
     return code
 
 
-def _options(op: str, first: Tensor, decay: str, algorithm: str) -> int:
+def _options(op: str, first: Tensor, decay: str, algorithm: str, has_chunks: bool = False) -> int:
     if algorithm not in ALGORITHMS:
         raise ValueError(
             f"{op}: algorithm must be one of {', '.join(map(repr, ALGORITHMS))}, got {algorithm!r}"
         )
-    if algorithm == "chunk":
+    if algorithm == "chunk" and not has_chunks:
         raise ValueError(
             f"{op}: algorithm 'chunk' runs on tensor cores, which this build has no kernels for; expected "
             f"'auto' or 'recurrent', got 'chunk' for a tensor on {first.device}"

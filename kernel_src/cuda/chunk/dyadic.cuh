@@ -1,0 +1,104 @@
+// Decays between the tokens of a chunk, without a reciprocal.
+//
+// A query q_t meets a key k_i, i < t, with all decays of the tokens between them. Both are scaled at the middle of the
+// smallest aligned block of 2, 4, 8 or 16 tokens that holds both: the query by the decays from there up to t, the key
+// by those from behind i up to there. All are products of decays, never above 1, so nothing overflows, and what becomes
+// 0 is 0. A block of 2 h tokens, h = 1, 2, 4, 8, has h keys in its lower and h queries in its upper half; over all
+// blocks of a level these are eight of each.
+//
+// Lane (g, t) has tokens 2g and 2g + 1, in four columns. From level to level it multiplies its queries, if it is in the
+// upper half of a block, by the decays of the lower half, and else its keys by those of the upper one. For the tensor
+// cores the queries are to be in rows 0 … 7, but only every other lane has queries, of two tokens: it hands one of them
+// over to the lane as far from the middle on the other side, and takes a key for it.
+#pragma once
+
+#include "cuda/chunk/fragments.cuh"
+#include "cuda/heads/decay.cuh"
+#include "cuda/heads/layout.cuh"
+
+namespace flash_rwkv::cuda::chunk {
+
+constexpr int kLevels = 4;
+
+// Base-2 logarithms of decays, added up over tokens: for decays near one a sum is more exact than a product.
+template <int kCount>
+__device__ __forceinline__ void log2_decays(Decay form, float (&w)[kCount]) {
+  constexpr float kLog2E = 1.44269504088896341f;
+  constexpr float kSigmoidScale = 0.60653065971263342360f * kLog2E;
+  if (form == Decay::kLog) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) w[i] *= kLog2E;
+  } else if (form == Decay::kExp) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) w[i] = -kLog2E * ptx::ex2_approx_ftz_f32(w[i] * kLog2E);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) w[i] = __fdividef(-kSigmoidScale, 1.0f + ptx::ex2_approx_ftz_f32(w[i] * -kLog2E));
+  }
+}
+
+// Two rows of a slice of columns as a fragment: `top` in rows 0 … 7.
+template <class T>
+__device__ __forceinline__ Fragment stacked(const float (&top)[4], const float (&bottom)[4]) {
+  return {{Pair<T>::pack(top[0], top[1]), Pair<T>::pack(bottom[0], bottom[1]), Pair<T>::pack(top[2], top[3]),
+           Pair<T>::pack(bottom[2], bottom[3])}};
+}
+
+// Lanes g of level `level` >= 1 have their partner at g ^ partner, and are in the upper half if that bit is set.
+__device__ __forceinline__ constexpr int partner(int level) { return 1 << (level - 1); }
+__device__ __forceinline__ bool is_upper(int g, int level) { return g & partner(level); }
+
+// After a level's exchange: the tokens, as slots, whose query and whose key lane g has. Level 0 needs no exchange.
+__device__ __forceinline__ int query_slot(int g, int level) {
+  if (level == 0) return 8 + g;
+  return is_upper(g, level) ? g : 8 + (g ^ partner(level));
+}
+__device__ __forceinline__ int key_slot(int g, int level) {
+  if (level == 0) return g;
+  return is_upper(g, level) ? 8 + (g ^ partner(level)) : g;
+}
+// Whether a query and a key that these lanes have are of one block.
+__device__ __forceinline__ bool same_block(int query, int key, int level) { return query >> level == key >> level; }
+
+struct Operands {
+  Fragment queries, keys;
+};
+
+// The operands of level `level` >= 1, from those of the lane's even and odd tokens, scaled for that level.
+template <int kLevel>
+__device__ __forceinline__ Operands exchanged(int g, const Operands& even, const Operands& odd) {
+  const bool upper = is_upper(g, kLevel);
+  Operands out;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const unsigned sent = upper ? odd.queries.x[i] : odd.keys.x[i];
+    const unsigned got = __shfl_xor_sync(kAllLanes, sent, 4 * partner(kLevel));
+    out.queries.x[i] = upper ? even.queries.x[i] : got;
+    out.keys.x[i] = upper ? got : even.keys.x[i];
+  }
+  return out;
+}
+
+// Goes from one level to the next: the factors for the lane's queries and keys, and the sum of log decays of what is
+// then its half of a block.
+template <int kLevel>
+__device__ __forceinline__ void ascend(int g, float (&log2_decay)[4], float (&for_queries)[4], float (&for_keys)[4]) {
+  const bool upper = is_upper(g, kLevel);
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    const float other = __shfl_xor_sync(kAllLanes, log2_decay[c], 4 * partner(kLevel));
+    const float decay = ptx::ex2_approx_ftz_f32(other);
+    for_queries[c] = upper ? decay : 1.0f;
+    for_keys[c] = upper ? 1.0f : decay;
+    log2_decay[c] += other;
+  }
+}
+
+// The mask for words of a fragment, row slots by column slots, that leaves what belongs to a level.
+__device__ __forceinline__ unsigned level_mask(int word, int lane, int level) {
+  const int row = 2 * (lane / 4) + word % 2;  // tokens
+  const int first = 4 * (lane % 4) + word / 2, second = first + 2;
+  return ((row ^ first) >> level == 1 ? 0x0000ffffu : 0u) | ((row ^ second) >> level == 1 ? 0xffff0000u : 0u);
+}
+
+}  // namespace flash_rwkv::cuda::chunk
