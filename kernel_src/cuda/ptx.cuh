@@ -23,6 +23,12 @@ __device__ __forceinline__ float ex2_approx_ftz_f32(float x) {
   return power;
 }
 
+__device__ __forceinline__ float rcp_approx_ftz_f32(float x) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  return inverse;
+}
+
 // To the nearest number of tf32, ties away from zero. Capability 8.0.
 __device__ __forceinline__ unsigned cvt_rna_tf32_f32(float x) {
   unsigned rounded;
@@ -125,6 +131,13 @@ __device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&x)[4], const void* 
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
                : "r"(shared_address(row))
                : "memory");
+}
+
+// A matrix of 8 · 8 elements of 16 bits that the warp has in the order of ldmatrix, transposed. Capability 7.5.
+__device__ __forceinline__ unsigned movmatrix_trans(unsigned x) {
+  unsigned transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(x));
+  return transposed;
 }
 
 // --- d = a b + c on the tensor cores, summed up in fp32. Capability 8.0. ----------------------------------------------

@@ -21,27 +21,33 @@ namespace flash_rwkv::cuda::chunk {
 constexpr int kLevels = 4;
 
 // Base-2 logarithms of decays, added up over tokens: for decays near one a sum is more exact than a product.
-template <int kCount>
-__device__ __forceinline__ void log2_decays(Decay form, float (&w)[kCount]) {
+template <int kRows, int kColumns>
+__device__ __forceinline__ void log2_decays(Decay form, float (&w)[kRows][kColumns]) {
   constexpr float kLog2E = 1.44269504088896341f;
   constexpr float kSigmoidScale = 0.60653065971263342360f * kLog2E;
+  const auto for_each = [&](const auto& f) {
+#pragma unroll
+    for (int i = 0; i < kRows * kColumns; ++i) w[i / kColumns][i % kColumns] = f(w[i / kColumns][i % kColumns]);
+  };
   if (form == Decay::kLog) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) w[i] *= kLog2E;
+    for_each([](float x) { return kLog2E * x; });
   } else if (form == Decay::kExp) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) w[i] = -kLog2E * ptx::ex2_approx_ftz_f32(w[i] * kLog2E);
+    for_each([](float x) { return -kLog2E * ptx::ex2_approx_ftz_f32(kLog2E * x); });
   } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) w[i] = __fdividef(-kSigmoidScale, 1.0f + ptx::ex2_approx_ftz_f32(w[i] * -kLog2E));
+    for_each(
+        [](float x) { return -kSigmoidScale * ptx::rcp_approx_ftz_f32(1.0f + ptx::ex2_approx_ftz_f32(-kLog2E * x)); });
   }
 }
 
-// Two rows of a slice of columns as a fragment: `top` in rows 0 … 7.
+// Two rows of a slice of columns as an operand: `top` in rows 0 … 7.
 template <class T>
-__device__ __forceinline__ Fragment stacked(const float (&top)[4], const float (&bottom)[4]) {
+__device__ __forceinline__ Fragment left_of(const float (&top)[4], const float (&bottom)[4]) {
   return {{Pair<T>::pack(top[0], top[1]), Pair<T>::pack(bottom[0], bottom[1]), Pair<T>::pack(top[2], top[3]),
            Pair<T>::pack(bottom[2], bottom[3])}};
+}
+template <class T>
+__device__ __forceinline__ RightFragment right_of(const float (&top)[4], const float (&bottom)[4]) {
+  return as_right(left_of<T>(top, bottom));
 }
 
 // Lanes g of level `level` >= 1 have their partner at g ^ partner, and are in the upper half if that bit is set.
@@ -61,7 +67,8 @@ __device__ __forceinline__ int key_slot(int g, int level) {
 __device__ __forceinline__ bool same_block(int query, int key, int level) { return query >> level == key >> level; }
 
 struct Operands {
-  Fragment queries, keys;
+  Fragment queries;
+  RightFragment keys;
 };
 
 // The operands of level `level` >= 1, from those of the lane's even and odd tokens, scaled for that level.
@@ -94,11 +101,15 @@ __device__ __forceinline__ void ascend(int g, float (&log2_decay)[4], float (&fo
   }
 }
 
-// The mask for words of a fragment, row slots by column slots, that leaves what belongs to a level.
-__device__ __forceinline__ unsigned level_mask(int word, int lane, int level) {
-  const int row = 2 * (lane / 4) + word % 2;  // tokens
-  const int first = 4 * (lane % 4) + word / 2, second = first + 2;
-  return ((row ^ first) >> level == 1 ? 0x0000ffffu : 0u) | ((row ^ second) >> level == 1 ? 0xffff0000u : 0u);
+// What of a fragment, tokens by tokens, belongs to a level: a mask for words 1 and 2 at level 0, where the others have
+// nothing, and for all words at the others.
+__device__ __forceinline__ unsigned level_mask(int g, int t, int level) {
+  // Words of lane (g, t) are of tokens 2g or 2g + 1 and of 4t and 4t + 2 or of one more.
+  const int apart = g / 2 ^ t;  // blocks of four tokens
+  if (level == 3) return apart > 1 ? 0xffffffffu : 0;
+  if (level == 2) return apart == 1 ? 0xffffffffu : 0;
+  const bool second = level == 0 ? g % 2 == 1 : g % 2 == 0;  // of the pairs in a block of four
+  return apart != 0 ? 0 : second ? 0xffff0000u : 0x0000ffffu;
 }
 
 }  // namespace flash_rwkv::cuda::chunk

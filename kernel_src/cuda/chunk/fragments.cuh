@@ -40,11 +40,19 @@ struct Pair<__half> {
   }
 };
 
-// With g = lane / 4 and t = lane % 4: x[0]: row g, columns 2t and 2t + 1; x[1]: row g + 8; x[2] and x[3]: the same of
-// columns 2t + 8 and 2t + 9.
+// A left operand. With g = lane / 4 and t = lane % 4: x[0]: row g, columns 2t and 2t + 1; x[1]: row g + 8; x[2] and x[3]:
+// the same of columns 2t + 8 and 2t + 9.
 struct Fragment {
   unsigned x[4];
 };
+
+// The same as a right operand, which the tensor cores want the pairs of a row side by side of: x[0] and x[1]: row g;
+// x[2] and x[3]: row g + 8.
+struct RightFragment {
+  unsigned x[4];
+};
+
+__device__ __forceinline__ RightFragment as_right(const Fragment& f) { return {{f.x[0], f.x[2], f.x[1], f.x[3]}}; }
 
 // Sums in the same order: x[0]: columns 0 … 7, of row g in the first two, of g + 8 in the others; x[1]: columns 8 … 15.
 struct Sums {
@@ -79,25 +87,32 @@ __device__ __forceinline__ void mma(float (&sum)[4], const unsigned (&a)[4], uns
 
 // sum += A · transposed(B)
 template <class T>
-__device__ __forceinline__ void multiply_add(Sums& sum, const Fragment& a, const Fragment& b) {
-  mma<T>(sum.x[0], a.x, b.x[0], b.x[2]);
-  mma<T>(sum.x[1], a.x, b.x[1], b.x[3]);
+__device__ __forceinline__ void multiply_add(Sums& sum, const Fragment& a, const RightFragment& b) {
+  mma<T>(sum.x[0], a.x, b.x[0], b.x[1]);
+  mma<T>(sum.x[1], a.x, b.x[2], b.x[3]);
+}
+
+__device__ __forceinline__ Fragment transposed(const Fragment& f) {
+  return {{ptx::movmatrix_trans(f.x[0]), ptx::movmatrix_trans(f.x[2]), ptx::movmatrix_trans(f.x[1]),
+           ptx::movmatrix_trans(f.x[3])}};
 }
 
 // --- In shared memory: the words of a lane side by side --------------------------------------------------------------
 
-__device__ __forceinline__ Fragment load_fragment(const uint4* from, int lane) {
+template <class AnyFragment>
+__device__ __forceinline__ AnyFragment load_fragment(const uint4* from, int lane) {
   const uint4 word = from[lane];
   return {{word.x, word.y, word.z, word.w}};
 }
 
-__device__ __forceinline__ void store_fragment(uint4* to, int lane, const Fragment& f) {
+template <class AnyFragment>
+__device__ __forceinline__ void store_fragment(uint4* to, int lane, const AnyFragment& f) {
   to[lane] = make_uint4(f.x[0], f.x[1], f.x[2], f.x[3]);
 }
 
-// Where one element lies there.
-__device__ __forceinline__ int element_of_fragment(int row, int column) {
-  return ((row % 8 * 4 + column % 8 / 2) * 4 + column / 8 * 2 + row / 8) * 2 + column % 2;
+// Where an element of a right operand lies there. Columns 2i and 2i + 1 make a word.
+__device__ __forceinline__ int element_of_right(int row, int column) {
+  return ((row % 8 * 4 + column % 8 / 2) * 4 + row / 8 * 2 + column / 8) * 2 + column % 2;
 }
 
 }  // namespace flash_rwkv::cuda::chunk

@@ -20,41 +20,30 @@ struct Tile {
   static constexpr int kBytes = kTokens * kRowBytes;
   char* data;
 
-  __device__ __forceinline__ char* piece(int row, int piece) const {
-    return data + row * kRowBytes + (piece ^ row % 8) * 16;
-  }
+  __device__ __forceinline__ static int offset(int row, int piece) { return row * kRowBytes + (piece ^ row % 8) * 16; }
 
-  // Columns 16 block … 16 block + 15: of all tokens, tokens by columns.
+  // Columns 16 block … 16 block + 15 of all tokens: tokens by columns.
   __device__ __forceinline__ Fragment load(int block, int lane) const {
     Fragment f;
-    ptx::ldmatrix_x4(f.x, piece(lane % 16, 2 * block + lane / 16));
+    ptx::ldmatrix_x4(f.x, data + offset(lane % 16, 2 * block + lane / 16));
     return f;
   }
 
   // The same, columns by tokens.
   __device__ __forceinline__ Fragment load_transposed(int block, int lane) const {
     Fragment f;
-    ptx::ldmatrix_x4_trans(f.x, piece(lane / 16 * 8 + lane % 8, 2 * block + lane / 8 % 2));
+    ptx::ldmatrix_x4_trans(f.x, data + offset(lane / 16 * 8 + lane % 8, 2 * block + lane / 8 % 2));
+    return f;
+  }
+  __device__ __forceinline__ RightFragment load_transposed_right(int block, int lane) const {
+    RightFragment f;
+    ptx::ldmatrix_x4_trans(f.x, data + offset(lane % 16, 2 * block + lane / 16));
     return f;
   }
 
   // Elements 2t and 2t + 1 of a piece.
-  __device__ __forceinline__ void store(int row, int at_piece, int t, unsigned word) const {
-    *reinterpret_cast<unsigned*>(piece(row, at_piece) + 4 * t) = word;
-  }
-
-  // Starts copies of kPieces pieces of each row, from `first_piece` on; zeros for tokens from `length` on. `from`: the
-  // sequence's first token.
-  template <int kPieces>
-  __device__ __forceinline__ void fetch(const TokenRows& from, int first, int length, int first_piece, int lane) const {
-#pragma unroll
-    for (int i = 0; i < kTokens * kPieces / kWarp; ++i) {
-      const int index = i * kWarp + lane;
-      const int token = index / kPieces, at = first_piece + index % kPieces;
-      const bool wanted = first + token < length;
-      const char* const source = from.data + (wanted ? (first + token) * from.token_bytes : 0) + at * 16;
-      ptx::cp_async_cg_shared_global<16>(piece(slot_of(token), at), source, wanted ? 16 : 0);
-    }
+  __device__ __forceinline__ void store(int row, int piece, int t, unsigned word) const {
+    *reinterpret_cast<unsigned*>(data + offset(row, piece) + 4 * t) = word;
   }
 };
 
@@ -65,23 +54,23 @@ struct WideTile {
   static constexpr int kBytes = kTokens * kRowBytes;
   char* data;
 
-  // Columns 2t and 2t + 1 of the eight that piece `eight` has.
-  __device__ __forceinline__ float2 load(int row, int eight, int t) const {
-    return *reinterpret_cast<const float2*>(data + row * kRowBytes + eight * 32 + 8 * t);
-  }
+  __device__ __forceinline__ static int offset(int row, int piece) { return row * kRowBytes + piece * 16; }
 
-  // As Tile::fetch; a piece is four elements here.
-  template <int kPieces>
-  __device__ __forceinline__ void fetch(const TokenRows& from, int first, int length, int first_piece, int lane) const {
-#pragma unroll
-    for (int i = 0; i < kTokens * kPieces / kWarp; ++i) {
-      const int index = i * kWarp + lane;
-      const int token = index / kPieces, at = first_piece + index % kPieces;
-      const bool wanted = first + token < length;
-      const char* const source = from.data + (wanted ? (first + token) * from.token_bytes : 0) + at * 16;
-      ptx::cp_async_cg_shared_global<16>(data + slot_of(token) * kRowBytes + at * 16, source, wanted ? 16 : 0);
-    }
+  // Columns 2t and 2t + 1 of the `eight`-th eight.
+  __device__ __forceinline__ float2 load(int row, int eight, int t) const {
+    return *reinterpret_cast<const float2*>(data + offset(row, 2 * eight) + 8 * t);
   }
+};
+
+// Who copies what: each of a warp's copies takes kRows tokens, kPieces pieces of 16 bytes of each.
+template <int kPieces_>
+struct TileCopies {
+  static constexpr int kPieces = kPieces_;
+  static constexpr int kRows = kWarp / kPieces;
+  static constexpr int kCount = kTokens / kRows;
+
+  __device__ __forceinline__ static int token(int copy, int lane) { return copy * kRows + lane / kPieces; }
+  __device__ __forceinline__ static int piece(int lane) { return lane % kPieces; }
 };
 
 }  // namespace flash_rwkv::cuda::chunk

@@ -22,7 +22,8 @@ using namespace chunk;
 template <class T>
 constexpr bool kSplit = std::is_same_v<T, __nv_bfloat16>;
 
-// A chunk, prepared. Matrices over tokens are fragments; _rest is what rounding them has left over.
+// A chunk, prepared: right operands of the products with the state, with values and with U. Rest: what rounding a matrix
+// has left over.
 template <int kSize>
 struct Stage {
   static constexpr int kBlocks = kSize / 16;  // of columns
@@ -46,10 +47,10 @@ struct Stage {
   static constexpr int kBytes = kDecay + kSize * static_cast<int>(sizeof(float));
 };
 
-// Shared memory of a preparing warp: its stage, A_ab and its transposed, and the chunk on its way from global memory.
+// Shared memory of a preparing warp: its stage, A_ab, and the chunk on its way from global memory.
 template <int kSize>
 struct PrepareMemory {
-  static constexpr int kAbBytes = 2 * kWarp * static_cast<int>(sizeof(uint4));
+  static constexpr int kAbBytes = kWarp * static_cast<int>(sizeof(uint4));
   static constexpr int kVectors = 4;  // r, k, a, b; w comes last, in its own dtype
 
   static __host__ __device__ constexpr int bytes(bool wide_decay) {

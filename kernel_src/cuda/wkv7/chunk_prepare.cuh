@@ -12,53 +12,63 @@ class Prepare {
   // memory: of this warp, PrepareMemory<kSize>::bytes().
   __device__ __forceinline__ Prepare(const Wkv7Params& p, const ChunkPlan& plan, int64_t batch, int64_t begin,
                                      int64_t head, int length, int split, int warp, char* memory)
-      : lane_(threadIdx.x % kWarp),
+      : p_(p),
+        plan_(plan),
+        lane_(threadIdx.x % kWarp),
         g_(lane_ / 4),
         t_(lane_ % 4),
         length_(length),
         warp_(warp),
-        form_(p.decay),
-        plan_(plan),
-        rows_{token_rows(p.r, batch, begin, head), token_rows(p.k, batch, begin, head),
-              token_rows(p.a, batch, begin, head), token_rows(p.b, batch, begin, head)},
-        w_rows_(token_rows(p.w, batch, begin, head)),
-        v_rows_(token_rows(p.v, batch, begin, head)),
-        first_v_piece_(split * plan.state_warps * 2),
+        to_fetch_(warp * kTokens),
         stage_{memory},
         ab_(reinterpret_cast<uint4*>(memory + Stage<kSize>::kBytes)),
-        in_(memory + Stage<kSize>::kBytes + PrepareMemory<kSize>::kAbBytes) {}
+        in_(memory + Stage<kSize>::kBytes + PrepareMemory<kSize>::kAbBytes) {
+    const auto first_of = [&](const View& view, int64_t token, int piece) {
+      const TokenRows rows = token_rows(view, batch, begin, head);
+      return rows.data + token * rows.token_bytes + piece * 16;
+    };
+    const int64_t token = to_fetch_ + Copies::token(0, lane_);
+    r_ = first_of(p.r, token, Copies::piece(lane_));
+    k_ = first_of(p.k, token, Copies::piece(lane_));
+    a_ = first_of(p.a, token, Copies::piece(lane_));
+    b_ = first_of(p.b, token, Copies::piece(lane_));
+    w_ = plan.wide_decay ? first_of(p.w, to_fetch_ + WideCopies::token(0, lane_), WideCopies::piece(lane_))
+                         : first_of(p.w, token, Copies::piece(lane_));
+    v_ = first_of(p.v, to_fetch_ + ValueCopies::token(0, lane_),
+                  split * plan.state_warps * 2 + ValueCopies::piece(lane_));
+    first_v_piece_ = split * plan.state_warps * 2 + ValueCopies::piece(lane_);
+  }
 
   __device__ __forceinline__ void run() {
     clear_matrices();
     const Barriers barriers(plan_);
-    const int chunks = (length_ + kTokens - 1) / kTokens;
-    fetch(warp_, 0);
-    fetch(warp_, 1);
-    for (int chunk = warp_; chunk < chunks; chunk += plan_.preparers) {
+    fetch(0);
+    fetch(1);
+    for (int first = warp_ * kTokens; first < length_; first += plan_.preparers * kTokens) {
       Sums scores[kLevels] = {};
-      float rb[2] = {}, rk[2] = {};  // of the diagonal, this lane's columns
+      float diagonal[4] = {};  // this lane's columns of r · b and r · k, of two tokens each
       wait<1>();
 #pragma unroll 1
       for (int block = 0; block < kBlocks; ++block) {
         if (block == kBlocks / 2) wait<2>();
-        Slice x = load(chunk, block);
+        const Raw raw = load(block);
         // What half of the columns have come from is free for those of the chunk after.
         if (block % (kBlocks / 2) == kBlocks / 2 - 1) {
           __syncwarp();
-          fetch(chunk + plan_.preparers, 2 * block / kBlocks);
+          fetch(2 * block / kBlocks);
         }
-        scale(x, scores, rb, rk);
+        Slice x = unpacked(raw, first);
+        scale(raw, x, scores, diagonal);
         if (block == 0) {
-          if (chunk >= plan_.preparers) ptx::bar_sync(barriers.empty(warp_), barriers.threads);
-          fetch_values(chunk);
+          if (first >= plan_.preparers * kTokens) ptx::bar_sync(barriers.empty(warp_), barriers.threads);
+          fetch_values(first);
         }
         store(x, block);
       }
       store_scores(scores);
-      store_diagonal(rb, Stage<kSize>::kRb);
-      store_diagonal(rk, Stage<kSize>::kRk);
+      store_diagonal(diagonal);
       __syncwarp();
-      store_fragment(stage_.matrix(Stage<kSize>::kInverse), lane_, inverse());
+      store_fragment(stage_.matrix(Stage<kSize>::kInverse), lane_, as_right(inverse()));
       wait<2>();
       ptx::bar_arrive(barriers.full(warp_), barriers.threads);
     }
@@ -66,9 +76,16 @@ class Prepare {
 
  private:
   static constexpr int kBlocks = kSize / 16;
-  enum Vector { kR, kK, kA, kB };
+  using Copies = TileCopies<kSize / 16>;     // of half the columns
+  using WideCopies = TileCopies<kSize / 8>;  // the same, in fp32
+  using ValueCopies = TileCopies<2>;         // of the rows of a state warp
+  enum Vector { kR, kK, kA, kB, kW };
 
-  // Sixteen columns of the chunk: of this lane's two tokens, four columns each.
+  // Sixteen columns of the chunk as they came, and of this lane's two tokens four columns each in fp32.
+  struct Raw {
+    Fragment r, k, a, b;
+    float w[2][4];
+  };
   struct Slice {
     float r[2][4], k[2][4], a[2][4], b[2][4];
     float log2_decay[2][4];
@@ -76,22 +93,57 @@ class Prepare {
 
   // --- Copies. Of each chunk three groups, in this order: a half of all columns, the other one, the values.
 
-  __device__ __forceinline__ void fetch(int chunk, int half) {
-    const int first = chunk * kTokens;
-    if (first < length_) {
-      constexpr int kPieces = kSize / 16;  // of half a row
+  // Of this warp's next chunk that is to be fetched.
+  __device__ __forceinline__ void fetch(int half) {
+    if (to_fetch_ < length_) {
 #pragma unroll
-      for (int i = 0; i < PrepareMemory<kSize>::kVectors; ++i)
-        tile(i).template fetch<kPieces>(rows_[i], first, length_, half * kPieces, lane_);
-      if (plan_.wide_decay) wide_tile().template fetch<2 * kPieces>(w_rows_, first, length_, half * 2 * kPieces, lane_);
-      else tile(PrepareMemory<kSize>::kVectors).template fetch<kPieces>(w_rows_, first, length_, half * kPieces, lane_);
+      for (int i = 0; i < Copies::kCount; ++i) {
+        // In pieces of 16 bytes, to take the other half is to flip one bit of a piece's number.
+        const int token = Copies::token(i, lane_);
+        const int to = Tile<kSize>::offset(slot_of(token), Copies::piece(lane_)) ^ half * Copies::kPieces * 16;
+        const int bytes = to_fetch_ + token < length_ ? 16 : 0;
+        const auto copy = [&](int vector, const char* from, const View& view) {
+          ptx::cp_async_cg_shared_global<16>(
+              in_ + vector * Tile<kSize>::kBytes + to,
+              from + half * Copies::kPieces * 16 + i * Copies::kRows * 2 * view.stride[1], bytes);
+        };
+        copy(kR, r_, p_.r);
+        copy(kK, k_, p_.k);
+        copy(kA, a_, p_.a);
+        copy(kB, b_, p_.b);
+        if (!plan_.wide_decay) copy(kW, w_, p_.w);
+      }
+      if (plan_.wide_decay) {
+#pragma unroll
+        for (int i = 0; i < WideCopies::kCount; ++i) {
+          const int token = WideCopies::token(i, lane_);
+          const int piece = half * WideCopies::kPieces + WideCopies::piece(lane_);
+          ptx::cp_async_cg_shared_global<16>(
+              in_ + kW * Tile<kSize>::kBytes + WideTile<kSize>::offset(slot_of(token), piece),
+              w_ + half * WideCopies::kPieces * 16 + i * WideCopies::kRows * 4 * p_.w.stride[1],
+              to_fetch_ + token < length_ ? 16 : 0);
+        }
+      }
     }
     ptx::cp_async_commit_group();
+    if (half == 1) {
+      const int tokens = plan_.preparers * kTokens;
+      to_fetch_ += tokens;
+      r_ += tokens * 2 * p_.r.stride[1];
+      k_ += tokens * 2 * p_.k.stride[1];
+      a_ += tokens * 2 * p_.a.stride[1];
+      b_ += tokens * 2 * p_.b.stride[1];
+      w_ += tokens * (plan_.wide_decay ? 4 : 2) * p_.w.stride[1];
+    }
   }
 
-  __device__ __forceinline__ void fetch_values(int chunk) {
+  __device__ __forceinline__ void fetch_values(int first) {
+    const int token = ValueCopies::token(0, lane_);
+    const int bytes = first + token < length_ ? 16 : 0;
     for (int i = 0; i < plan_.state_warps; ++i)
-      stage_.v().template fetch<2>(v_rows_, chunk * kTokens, length_, first_v_piece_ + 2 * i, lane_);
+      ptx::cp_async_cg_shared_global<16>(stage_.v().data + Tile<kSize>::offset(slot_of(token), first_v_piece_ + 2 * i),
+                                         v_ + i * 32, bytes);
+    v_ += plan_.preparers * kTokens * 2 * p_.v.stride[1];
     ptx::cp_async_commit_group();
   }
 
@@ -102,12 +154,9 @@ class Prepare {
     __syncwarp();
   }
 
-  __device__ __forceinline__ Tile<kSize> tile(int vector) const { return {in_ + vector * Tile<kSize>::kBytes}; }
-  __device__ __forceinline__ WideTile<kSize> wide_tile() const {
-    return {in_ + PrepareMemory<kSize>::kVectors * Tile<kSize>::kBytes};
-  }
-
   // --- Columns, scaled
+
+  __device__ __forceinline__ Tile<kSize> tile(int vector) const { return {in_ + vector * Tile<kSize>::kBytes}; }
 
   __device__ __forceinline__ static void unpack(const Fragment& f, float (&x)[2][4]) {
 #pragma unroll
@@ -117,51 +166,59 @@ class Prepare {
     }
   }
 
-  __device__ __forceinline__ Slice load(int chunk, int block) {
-    Slice x;
-    unpack(tile(kR).load(block, lane_), x.r);
-    unpack(tile(kK).load(block, lane_), x.k);
-    unpack(tile(kA).load(block, lane_), x.a);
-    unpack(tile(kB).load(block, lane_), x.b);
+  __device__ __forceinline__ Raw load(int block) const {
+    Raw x = {tile(kR).load(block, lane_), tile(kK).load(block, lane_), tile(kA).load(block, lane_),
+             tile(kB).load(block, lane_)};
     if (plan_.wide_decay) {
+      const WideTile<kSize> w = {in_ + kW * Tile<kSize>::kBytes};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float2 w = wide_tile().load(g_ + i % 2 * 8, 2 * block + i / 2, t_);
-        x.log2_decay[i % 2][i / 2 * 2] = w.x;
-        x.log2_decay[i % 2][i / 2 * 2 + 1] = w.y;
+        const float2 pair = w.load(g_ + i % 2 * 8, 2 * block + i / 2, t_);
+        x.w[i % 2][i / 2 * 2] = pair.x;
+        x.w[i % 2][i / 2 * 2 + 1] = pair.y;
       }
     } else {
-      unpack(tile(PrepareMemory<kSize>::kVectors).load(block, lane_), x.log2_decay);
-    }
-#pragma unroll
-    for (int token = 0; token < 2; ++token) {
-      log2_decays(form_, x.log2_decay[token]);
-      // Tokens past the end change nothing: their vectors are zeros, and they keep what there is.
-      if (chunk * kTokens + 2 * g_ + token >= length_) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) x.log2_decay[token][c] = 0.0f;
-      }
+      unpack(tile(kW).load(block, lane_), x.w);
     }
     return x;
   }
 
-  __device__ __forceinline__ static Operands operands(const Slice& x, int token) {
-    return {stacked<T>(x.a[token], x.r[token]), stacked<T>(x.b[token], x.k[token])};
+  // first: token of the chunk.
+  __device__ __forceinline__ Slice unpacked(const Raw& raw, int first) const {
+    Slice x;
+    unpack(raw.r, x.r);
+    unpack(raw.k, x.k);
+    unpack(raw.a, x.a);
+    unpack(raw.b, x.b);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x.log2_decay[i / 4][i % 4] = raw.w[i / 4][i % 4];
+    log2_decays(p_.decay, x.log2_decay);
+    if (first + kTokens > length_) {
+      // Tokens past the end change nothing: their vectors are zeros, and they keep what there is.
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (first + 2 * g_ + i / 4 >= length_) x.log2_decay[i / 4][i % 4] = 0.0f;
+    }
+    return x;
   }
 
   // Adds this slice's share to the scores of every level, and leaves A~, R~, B^ and K^ and the sum of all log decays.
-  __device__ __forceinline__ void scale(Slice& x, Sums (&scores)[kLevels], float (&rb)[2], float (&rk)[2]) const {
+  __device__ __forceinline__ void scale(const Raw& raw, Slice& x, Sums (&scores)[kLevels], float (&diagonal)[4]) const {
     float decay[2][4];
 #pragma unroll
     for (int token = 0; token < 2; ++token)
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        rb[token] = fmaf(x.r[token][c], x.b[token][c], rb[token]);
-        rk[token] = fmaf(x.r[token][c], x.k[token][c], rk[token]);
+        diagonal[token] = fmaf(x.r[token][c], x.b[token][c], diagonal[token]);
+        diagonal[2 + token] = fmaf(x.r[token][c], x.k[token][c], diagonal[2 + token]);
         decay[token][c] = ptx::ex2_approx_ftz_f32(x.log2_decay[token][c]);
         x.r[token][c] *= decay[token][c];
       }
-    multiply_add<T>(scores[0], operands(x, 1).queries, operands(x, 0).keys);
+    // Nothing lies between a_t and b_{t-1} or k_{t-1}, nor behind r_t but its own decay.
+    const Fragment queries = {
+        {raw.a.x[1], Pair<T>::pack(x.r[1][0], x.r[1][1]), raw.a.x[3], Pair<T>::pack(x.r[1][2], x.r[1][3])}};
+    const RightFragment keys = {{raw.b.x[0], raw.b.x[2], raw.k.x[0], raw.k.x[2]}};
+    multiply_add<T>(scores[0], queries, keys);
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       x.a[1][c] *= decay[0][c];
@@ -173,6 +230,10 @@ class Prepare {
     level<1>(x, scores[1]);
     level<2>(x, scores[2]);
     level<3>(x, scores[3]);
+  }
+
+  __device__ __forceinline__ static Operands operands(const Slice& x, int token) {
+    return {left_of<T>(x.a[token], x.r[token]), right_of<T>(x.b[token], x.k[token])};
   }
 
   template <int kLevel>
@@ -193,8 +254,8 @@ class Prepare {
   }
 
   __device__ __forceinline__ void store(const Slice& x, int block) const {
-    store_fragment(stage_.a(block), lane_, stacked<T>(x.a[0], x.a[1]));
-    store_fragment(stage_.r(block), lane_, stacked<T>(x.r[0], x.r[1]));
+    store_fragment(stage_.a(block), lane_, right_of<T>(x.a[0], x.a[1]));
+    store_fragment(stage_.r(block), lane_, right_of<T>(x.r[0], x.r[1]));
     store_rows(stage_.b(), x.b, block);
     store_rows(stage_.k(), x.k, block);
     if (g_ == 0) {
@@ -216,102 +277,106 @@ class Prepare {
 
   // --- Matrices over tokens. What no pair of tokens belongs to stays zero.
 
-  __device__ __forceinline__ uint4* ab_transposed() const { return ab_ + kWarp; }
-
   __device__ __forceinline__ void clear_matrices() {
     for (int i = 0; i < Stage<kSize>::kMatrices; ++i) stage_.matrix(i)[lane_] = make_uint4(0, 0, 0, 0);
     ab_[lane_] = make_uint4(0, 0, 0, 0);
-    ab_transposed()[lane_] = make_uint4(0, 0, 0, 0);
     __syncwarp();
   }
 
-  __device__ __forceinline__ static void store_element(uint4* matrix, int row, int column, float x) {
-    reinterpret_cast<T*>(matrix)[element_of_fragment(row, column)] = from_float<T>(x);
+  // Two elements of a row that lie side by side, or the first of them alone.
+  template <bool kPair>
+  __device__ __forceinline__ static void store_elements(uint4* matrix, int element, float x, float y) {
+    T* const to = reinterpret_cast<T*>(matrix) + element;
+    if constexpr (kPair) *reinterpret_cast<unsigned*>(to) = Pair<T>::pack(x, y);
+    else *to = from_float<T>(x);
   }
 
-  // An element of A_rb or A_rk, in two parts where one is not enough.
-  __device__ __forceinline__ void store_in_parts(int which, int row, int column, float x) const {
-    store_element(stage_.matrix(which), row, column, x);
-    if constexpr (kSplit<T>) store_element(stage_.matrix(which + 1), row, column, x - to_float(from_float<T>(x)));
+  // Of A_rb or A_rk, in two parts where one is not enough.
+  template <bool kPair>
+  __device__ __forceinline__ void store_in_parts(int which, int element, float x, float y) const {
+    store_elements<kPair>(stage_.matrix(which), element, x, y);
+    if constexpr (kSplit<T>)
+      store_elements<kPair>(stage_.matrix(which + 1), element, x - to_float(from_float<T>(x)),
+                            y - to_float(from_float<T>(y)));
+  }
+
+  // Keys `key` and, for a pair, key + 1 of a level.
+  template <bool kPair>
+  __device__ __forceinline__ void store_scores(const Sums& s, int level, int key, int i) const {
+    if (!same_block(g_, key, level)) return;
+    const int element = element_of_right(query_slot(g_, level), key_slot(key, level));
+    store_elements<kPair>(ab_, element, s.x[0][i], s.x[0][i + kPair]);
+    store_elements<kPair>(stage_.matrix(Stage<kSize>::kAk), element, s.x[1][i], s.x[1][i + kPair]);
+    store_in_parts<kPair>(Stage<kSize>::kRb, element, s.x[0][2 + i], s.x[0][2 + i + kPair]);
+    store_in_parts<kPair>(Stage<kSize>::kRk, element, s.x[1][2 + i], s.x[1][2 + i + kPair]);
   }
 
   __device__ __forceinline__ void store_scores(const Sums (&scores)[kLevels]) const {
 #pragma unroll
-    for (int level = 0; level < kLevels; ++level) {
-      const int row = query_slot(g_, level);
+    for (int level = 0; level < 2; ++level)
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int key = 2 * t_ + i;
-        if (!same_block(g_, key, level)) continue;
-        const int column = key_slot(key, level);
-        const Sums& s = scores[level];
-        store_element(ab_, row, column, s.x[0][i]);
-        store_element(ab_transposed(), column, row, s.x[0][i]);
-        store_element(stage_.matrix(Stage<kSize>::kAk), row, column, s.x[1][i]);
-        store_in_parts(Stage<kSize>::kRb, row, column, s.x[0][2 + i]);
-        store_in_parts(Stage<kSize>::kRk, row, column, s.x[1][2 + i]);
-      }
-    }
+      for (int i = 0; i < 2; ++i) store_scores<false>(scores[level], level, 2 * t_ + i, i);
+    // From here on keys of lanes 2t and 2t + 1 are neighbours.
+#pragma unroll
+    for (int level = 2; level < kLevels; ++level) store_scores<true>(scores[level], level, 2 * t_, 0);
   }
 
-  // Nothing decays between a token and itself.
-  __device__ __forceinline__ void store_diagonal(float (&x)[2], int which) const {
-#pragma unroll
-    for (int token = 0; token < 2; ++token) {
-      x[token] += __shfl_xor_sync(kAllLanes, x[token], 1);
-      x[token] += __shfl_xor_sync(kAllLanes, x[token], 2);
-      const int slot = g_ + 8 * token;
-      if (t_ == 0) store_in_parts(which, slot, slot, x[token]);
-    }
+  // Nothing decays between a token and itself. The four lanes that share two tokens take one sum each.
+  __device__ __forceinline__ void store_diagonal(float (&x)[4]) const {
+    using Sum = ScatteredSums<2, 1, 4>;
+    Sum::reduce(x);
+    const int which = Sum::owned();
+    const int slot = g_ + which % 2 * 8;
+    store_in_parts<false>(which < 2 ? Stage<kSize>::kRb : Stage<kSize>::kRk, element_of_right(slot, slot), x[0], 0.0f);
   }
 
   // (I - A_ab)^-1, from blocks of 2 tokens to those of 4, 8 and 16: as the inverse of [[P, 0], [-A, Q]] is
   // [[P', 0], [Q' A P', Q']], T + T A T has it where T has P' and Q', and A is what A_ab has between them. Powers of A_ab
   // would do with fewer steps, but grow as binomial coefficients do where keys repeat, and cancel then.
   __device__ __forceinline__ Fragment inverse() const {
-    const Fragment ab = load_fragment(ab_, lane_), ab_t = load_fragment(ab_transposed(), lane_);
+    const RightFragment ab = load_fragment<RightFragment>(ab_, lane_);
+    const RightFragment ab_t = as_right(transposed({{ab.x[0], ab.x[2], ab.x[1], ab.x[3]}}));
     Sums x, x_t;  // T and its transposed
+    const unsigned pairs = level_mask(g_, t_, 0);
 #pragma unroll
-    for (int word = 0; word < 4; ++word) {
-      const unsigned mask = level_mask(word, lane_, 0);
-      const unsigned pair = ab.x[word] & mask, pair_t = ab_t.x[word] & mask;
-      // Words 0 and 3 are of rows and columns that can be the same.
-      const float first = word % 3 == 0 && g_ == 2 * t_ ? 1.0f : 0.0f;
-      const float second = word % 3 == 0 && g_ == 2 * t_ + 1 ? 1.0f : 0.0f;
-      x.x[word / 2][word % 2 * 2] = Pair<T>::first(pair) + first;
-      x.x[word / 2][word % 2 * 2 + 1] = Pair<T>::second(pair) + second;
-      x_t.x[word / 2][word % 2 * 2] = Pair<T>::first(pair_t) + first;
-      x_t.x[word / 2][word % 2 * 2 + 1] = Pair<T>::second(pair_t) + second;
+    for (int i = 0; i < 4; ++i) {
+      // Words 0 and 3 are of rows and columns that can be the same; i counts in the order of right operands.
+      const bool same = i % 3 == 0;
+      float (&to)[4] = x.x[i % 2], (&to_t)[4] = x_t.x[i % 2];
+      to[i / 2 * 2] = same ? (g_ == 2 * t_ ? 1.0f : 0.0f) : Pair<T>::first(ab.x[i] & pairs);
+      to[i / 2 * 2 + 1] = same ? (g_ == 2 * t_ + 1 ? 1.0f : 0.0f) : Pair<T>::second(ab.x[i] & pairs);
+      to_t[i / 2 * 2] = same ? to[i / 2 * 2] : Pair<T>::first(ab_t.x[i] & pairs);
+      to_t[i / 2 * 2 + 1] = same ? to[i / 2 * 2 + 1] : Pair<T>::second(ab_t.x[i] & pairs);
     }
 #pragma unroll
     for (int level = 1; level < kLevels; ++level) {
       const Fragment t = rounded<T>(x), t_t = rounded<T>(x_t);
-      Fragment between, between_t;
+      const unsigned mask = level_mask(g_, t_, level);
+      RightFragment between, between_t;
 #pragma unroll
-      for (int word = 0; word < 4; ++word) {
-        const unsigned mask = level_mask(word, lane_, level);
-        between.x[word] = ab.x[word] & mask;
-        between_t.x[word] = ab_t.x[word] & mask;
+      for (int i = 0; i < 4; ++i) {
+        between.x[i] = ab.x[i] & mask;
+        between_t.x[i] = ab_t.x[i] & mask;
       }
       Sums product = zero_sums();
       multiply_add<T>(product, t, between_t);  // T A
-      multiply_add<T>(x, rounded<T>(product), t_t);
+      multiply_add<T>(x, rounded<T>(product), as_right(t_t));
       if (level + 1 < kLevels) {
         Sums product_t = zero_sums();
         multiply_add<T>(product_t, t_t, between);
-        multiply_add<T>(x_t, rounded<T>(product_t), t);
+        multiply_add<T>(x_t, rounded<T>(product_t), as_right(t));
       }
     }
     return rounded<T>(x);
   }
 
+  const Wkv7Params& p_;
+  const ChunkPlan& plan_;
   const int lane_, g_, t_;
   const int length_, warp_;
-  const Decay form_;
-  const ChunkPlan& plan_;
-  const TokenRows rows_[PrepareMemory<kSize>::kVectors];
-  const TokenRows w_rows_, v_rows_;
-  const int first_v_piece_;
+  int to_fetch_;                            // first token of the next chunk to be fetched
+  const char *r_, *k_, *a_, *b_, *w_, *v_;  // what this lane copies of it
+  int first_v_piece_;
   const Stage<kSize> stage_;
   uint4* const ab_;
   char* const in_;

@@ -40,26 +40,32 @@ class StateWarp {
     for (int block = 0; block < kBlocks; ++block) s[block] = rounded<T>(s_[block]);
     const Fragment v = stage.v().load_transposed(first_row_ / 16, lane_);
 
-    // --- U' = (S A~' + V' A_ak') T'
-    Sums w = zero_sums();
+    // --- U' = (S A~' + V' A_ak') T'. Two sums, because each product waits for the one before.
+    Sums w = zero_sums(), other = zero_sums();
     multiply_add<T>(w, v, matrix(stage, Stage<kSize>::kAk));
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) multiply_add<T>(w, s[block], load_fragment(stage.a(block), lane_));
+    for (int block = 0; block < kBlocks; block += 2) {
+      multiply_add<T>(other, s[block], load_fragment<RightFragment>(stage.a(block), lane_));
+      multiply_add<T>(w, s[block + 1], load_fragment<RightFragment>(stage.a(block + 1), lane_));
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) w.x[i / 4][i % 4] += other.x[i / 4][i % 4];
     Sums u_sums = zero_sums();
     multiply_add<T>(u_sums, rounded<T>(w), matrix(stage, Stage<kSize>::kInverse));
     const Fragment u = rounded<T>(u_sums);
 
-    // --- Y = R~ S' + A_rk V + A_rb U
+    // --- Y' = S R~' + V' A_rk' + U' A_rb'
     Sums out = zero_sums();
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) multiply_add<T>(out, load_fragment(stage.r(block), lane_), s[block]);
-    const Fragment rb = matrix(stage, Stage<kSize>::kRb);
-    multiply_add<T>(out, matrix(stage, Stage<kSize>::kRk), v);
-    multiply_add<T>(out, rb, u);
+    for (int block = 0; block < kBlocks; ++block)
+      multiply_add<T>(out, s[block], load_fragment<RightFragment>(stage.r(block), lane_));
+    const RightFragment rb = matrix(stage, Stage<kSize>::kRb);
+    multiply_add<T>(out, v, matrix(stage, Stage<kSize>::kRk));
+    multiply_add<T>(out, u, rb);
     if constexpr (kSplit<T>) {
-      multiply_add<T>(out, matrix(stage, Stage<kSize>::kRkRest), v);
-      multiply_add<T>(out, matrix(stage, Stage<kSize>::kRbRest), u);
-      multiply_add<T>(out, rb, remainder<T>(u_sums, u));
+      multiply_add<T>(out, v, matrix(stage, Stage<kSize>::kRkRest));
+      multiply_add<T>(out, u, matrix(stage, Stage<kSize>::kRbRest));
+      multiply_add<T>(out, remainder<T>(u_sums, u), rb);
     }
 
     // --- S <- S diag(D) + V' K^ + U' B^
@@ -72,8 +78,8 @@ class StateWarp {
         float (&x)[4] = s_[block].x[half];
         x[0] *= d.x, x[1] *= d.y, x[2] *= d.x, x[3] *= d.y;
       }
-      multiply_add<T>(s_[block], v, stage.k().load_transposed(block, lane_));
-      multiply_add<T>(s_[block], u, stage.b().load_transposed(block, lane_));
+      multiply_add<T>(s_[block], v, stage.k().load_transposed_right(block, lane_));
+      multiply_add<T>(s_[block], u, stage.b().load_transposed_right(block, lane_));
     }
     release();
     write(out, y, y_stride, tokens);
@@ -82,8 +88,8 @@ class StateWarp {
  private:
   static constexpr int kBlocks = kSize / 16;
 
-  __device__ __forceinline__ Fragment matrix(const Stage<kSize>& stage, int which) const {
-    return load_fragment(stage.matrix(which), lane_);
+  __device__ __forceinline__ RightFragment matrix(const Stage<kSize>& stage, int which) const {
+    return load_fragment<RightFragment>(stage.matrix(which), lane_);
   }
 
   // f(row, column, x, y) for pairs of columns.
@@ -100,7 +106,7 @@ class StateWarp {
 
   // Neighbouring lanes swap pairs, so that each writes four values that lie side by side.
   __device__ __forceinline__ void write(const Sums& out, T* y, int64_t stride, int tokens) const {
-    const Fragment pairs = rounded<T>(out);
+    const Fragment pairs = transposed(rounded<T>(out));
     const bool odd = lane_ % 2;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {

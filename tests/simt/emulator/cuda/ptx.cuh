@@ -15,6 +15,13 @@ inline float ex2_approx_ftz_f32(float x) {
   return power < 0x1p-126f ? 0.0f : power;
 }
 
+// Subnormal numbers, given or resulting, are zero.
+inline float rcp_approx_ftz_f32(float x) {
+  if (fabsf(x) < 0x1p-126f) return copysignf(__uint_as_float(0x7f800000u), x);
+  const float inverse = 1.0f / x;
+  return fabsf(inverse) < 0x1p-126f ? copysignf(0.0f, x) : inverse;
+}
+
 // The 13 lower bits of what comes of it are zero.
 inline unsigned cvt_rna_tf32_f32(float x) {
   const unsigned bits = __float_as_uint(x);
@@ -105,6 +112,24 @@ inline void ldmatrix_x2_trans(unsigned (&x)[2], const void* row, SIMT_PLACE) {
 }
 inline void ldmatrix_x4_trans(unsigned (&x)[4], const void* row, SIMT_PLACE) {
   ldmatrix<4, true>(x, row, {"ldmatrix.x4.trans", file, line});
+}
+
+inline unsigned movmatrix_trans(unsigned x, SIMT_PLACE) {
+  unsigned transposed = 0;
+  simt::meet_whole_warp(&x, &transposed,
+                        [](const simt::Meeting& warp) {
+                          for (int lane = 0; lane < simt::kWarp; ++lane) {
+                            unsigned pair = 0;
+                            for (int half = 0; half < 2; ++half) {
+                              const int row = 2 * (lane % 4) + half, column = lane / 4;
+                              const unsigned word = *static_cast<const unsigned*>(warp.in[4 * row + column / 2]);
+                              pair |= (word >> 16 * (column % 2) & 0xffffu) << 16 * half;
+                            }
+                            *static_cast<unsigned*>(warp.out[lane]) = pair;
+                          }
+                        },
+                        {"movmatrix.trans", file, line});
+  return transposed;
 }
 
 // --- mma -------------------------------------------------------------------------------------------------------------
