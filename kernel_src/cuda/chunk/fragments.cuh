@@ -40,8 +40,8 @@ struct Pair<__half> {
   }
 };
 
-// A left operand. With g = lane / 4 and t = lane % 4: x[0]: row g, columns 2t and 2t + 1; x[1]: row g + 8; x[2] and x[3]:
-// the same of columns 2t + 8 and 2t + 9.
+// A left operand. With g = lane / 4 and t = lane % 4: x[0]: row g, columns 2t and 2t + 1; x[1]: row g + 8; x[2] and
+// x[3]: the same of columns 2t + 8 and 2t + 9.
 struct Fragment {
   unsigned x[4];
 };

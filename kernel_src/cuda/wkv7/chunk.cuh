@@ -22,8 +22,8 @@ using namespace chunk;
 template <class T>
 constexpr bool kSplit = std::is_same_v<T, __nv_bfloat16>;
 
-// A chunk, prepared: right operands of the products with the state, with values and with U. Rest: what rounding a matrix
-// has left over.
+// A chunk, prepared: right operands of the products with the state, with values and with U. Rest: what rounding a
+// matrix has left over.
 template <int kSize>
 struct Stage {
   static constexpr int kBlocks = kSize / 16;  // of columns

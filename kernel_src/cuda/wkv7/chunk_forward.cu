@@ -103,7 +103,10 @@ cudaError_t launch_chunks(const Wkv7Params& p, cudaStream_t stream) {
     return cudaErrorInvalidConfiguration;
   const int bytes = plan.preparers * PrepareMemory<kSize>::bytes(plan.wide_decay);
   const auto kernel = wkv7_chunk_kernel<T, kSize>;
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  // All that a multiprocessor has: else there is not room for as many blocks as registers allow.
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
   if (error != cudaSuccess) return error;
   return launch(kernel, blocks, kWarp * (plan.state_warps + plan.preparers), bytes, stream, p, plan);
 }

@@ -330,9 +330,10 @@ class Prepare {
     store_in_parts<false>(which < 2 ? Stage<kSize>::kRb : Stage<kSize>::kRk, element_of_right(slot, slot), x[0], 0.0f);
   }
 
-  // (I - A_ab)^-1, from blocks of 2 tokens to those of 4, 8 and 16: as the inverse of [[P, 0], [-A, Q]] is
-  // [[P', 0], [Q' A P', Q']], T + T A T has it where T has P' and Q', and A is what A_ab has between them. Powers of A_ab
-  // would do with fewer steps, but grow as binomial coefficients do where keys repeat, and cancel then.
+  // (I - A_ab)^-1, from blocks of 2 tokens to those of 4, 8 and 16: with P' the inverse of P, that of
+  // [[P, 0], [-A, Q]] is [[P', 0], [Q' A P', Q']]. T + T A T has it where T has P' and Q', and A is what A_ab has
+  // between them. Powers of A_ab would do with fewer steps, but grow as binomial coefficients do where keys repeat, and
+  // cancel then.
   __device__ __forceinline__ Fragment inverse() const {
     const RightFragment ab = load_fragment<RightFragment>(ab_, lane_);
     const RightFragment ab_t = as_right(transposed({{ab.x[0], ab.x[2], ab.x[1], ab.x[3]}}));

@@ -1,0 +1,76 @@
+"""wkv7 in matrix form against float64: what its errors may be, and inputs that ask for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tests.helpers.measure import error
+from tests.helpers.operators import OPERATORS, call, make_inputs, options
+
+WKV7 = OPERATORS["wkv7"]
+
+# Of the final state, relative: its updates go through the tensor cores in the dtype of the inputs.
+STATE_TOLERANCES = {torch.bfloat16: 2e-3, torch.float16: 3e-4}
+
+# Keywords of `make_case` that take every way through the kernels.
+CASES = {
+    "one chunk": {"tokens": 16, "heads": 1},
+    "37 tokens": {},
+    "no state": {"batch": 2, "tokens": 33, "state": False},
+    "one token": {"tokens": 1},
+    "sigmoid": {"tokens": 131, "decay": "sigmoid"},
+    "exp": {"tokens": 50, "decay": "exp"},
+    "wide decays": {"tokens": 100, "wide": True},
+    "float16": {"tokens": 40, "dtype": torch.float16},
+    "w in float32": {"tokens": 70, "wide_dtype": torch.float32, "wide": True},
+    "size 128": {"size": 128, "tokens": 40},
+    "size 128, float16, w in float32": {
+        "size": 128,
+        "tokens": 33,
+        "dtype": torch.float16,
+        "wide_dtype": torch.float32,
+    },
+    "packed": {"lengths": [5, 0, 32, 1, 16, 130], "heads": 1},
+}
+
+
+def make_case(
+    lengths: list[int] | None = None, wide: bool = False, **sizes
+) -> tuple[dict[str, Tensor], dict]:
+    """Inputs and keywords. `lengths`: packed sequences. `wide`: log decays from -50 to -1e-4."""
+    sizes = {"batch": 1, "tokens": 37, "heads": 2, "size": 64, "dtype": torch.bfloat16, **sizes}
+    keywords = options(WKV7, sizes.get("decay"))
+    if lengths is not None:
+        sizes |= {"tokens": sum(lengths), "sequences": len(lengths)}
+        keywords["cu_seqlens"] = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    inputs = make_inputs(WKV7, **sizes)
+    if wide:
+        generator = torch.Generator().manual_seed(2)
+        log_rate = -9.2 + 13.1 * torch.rand(inputs["w"].shape, generator=generator)
+        inputs["w"] = -log_rate.exp().to(inputs["w"].dtype)
+    return inputs, keywords
+
+
+def move(values: dict, device: torch.device | str) -> dict:
+    return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in values.items()}
+
+
+def run_chunks(kernel, inputs: dict[str, Tensor], keywords: dict) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        return call(kernel, WKV7, inputs, algorithm="chunk", **keywords)
+
+
+def assert_chunks_accurate(kernel, inputs: dict[str, Tensor], keywords: dict, results) -> None:
+    """y is off by no more than twice what rounding the exact one is, and the state by its tolerance."""
+    y, state = results
+    exact_y, exact_state = call(
+        kernel.reference, WKV7, {name: x.double() for name, x in inputs.items()}, **keywords
+    )
+    assert y.dtype == inputs["r"].dtype
+    assert state.dtype == torch.float32
+    allowed = 2 * error(exact_y.to(y.dtype), exact_y)
+    assert error(y, exact_y) <= allowed, f"y is off by {error(y, exact_y):.3g}, allowed {allowed:.3g}"
+    allowed = STATE_TOLERANCES[y.dtype] * exact_state.norm().item()
+    off = error(state, exact_state)
+    assert off <= allowed, f"the final state is off by {off:.3g}, allowed {allowed:.3g}"
