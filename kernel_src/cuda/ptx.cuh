@@ -48,10 +48,6 @@ __device__ __forceinline__ void st_global_b32(void* to, uint4 words) {
                : "memory");
 }
 
-__device__ __forceinline__ void prefetch_global_l2(const void* at) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-}
-
 // --- Barriers of some warps of a block, 1 … 15; 0 is that of __syncthreads ---------------------------------------------
 
 // Until `threads` threads have come, whole warps, this one among them.

@@ -20,7 +20,6 @@ ASSEMBLY = {
     "cp.async.commit_group": "simt::close_group()",
     "cp.async.wait_group": "simt::wait_for_groups({0})",
     "cp.async.wait_all": "simt::wait_for_all()",
-    "prefetch.global.L2": "static_cast<void>({0})",
     "st.global.v2.b32": "flash_rwkv::cuda::ptx::st_global_b32({0}, uint2{1})",
     "st.global.v4.b32": "flash_rwkv::cuda::ptx::st_global_b32({0}, uint4{1})",
 }

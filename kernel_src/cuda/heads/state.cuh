@@ -72,13 +72,6 @@ struct StateLoads {
   }
 };
 
-// Brings a matrix of fp32 that all threads of the block will read later on closer to them.
-template <int kThreads>
-__device__ __forceinline__ void prefetch_matrix(const float* matrix, int size) {
-  constexpr int kLine = 128 / sizeof(float);
-  for (int i = threadIdx.x * kLine; i < size * size; i += kThreads * kLine) ptx::prefetch_global_l2(matrix + i);
-}
-
 template <class Layout>
 struct StateTile {
   float x[Layout::kRows][Layout::kColumns];

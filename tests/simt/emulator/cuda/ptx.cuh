@@ -37,8 +37,6 @@ void st_global_b32(void* to, Words words) {
   std::memcpy(to, &words, sizeof(Words));
 }
 
-inline void prefetch_global_l2(const void*) {}
-
 // --- Barriers of some warps ------------------------------------------------------------------------------------------
 
 inline void bar_sync(int barrier, int threads, SIMT_PLACE) {
