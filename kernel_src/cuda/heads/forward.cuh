@@ -47,7 +47,6 @@ __global__ void __launch_bounds__(ForwardShape<kWidth, kRows>::kThreads,
   __shared__ float4 shared[Shape::kBuffers * kStageFloats / 4];
   __shared__ uint4 vectors_in_flight[Vectors::kSharedBytes / sizeof(uint4)];
   __shared__ uint4 decay_in_flight[Decays::kSharedBytes / sizeof(uint4)];
-  __shared__ TokenRows rows[Op::kVectors + 1];
   float* current = reinterpret_cast<float*>(shared);
   float* next = current + (Shape::kBuffers - 1) * kStageFloats;
 
@@ -67,7 +66,17 @@ __global__ void __launch_bounds__(ForwardShape<kWidth, kRows>::kThreads,
   const bool known_slot = p.slots == nullptr || (slot >= 0 && slot < p.num_states);
 
   // --- Loads of the first tokens, then of the state, all in flight at once
-  if (threadIdx.x == 0) {
+  // In shared memory, unless the rest fills the 48 KiB of it.
+  constexpr int kVectorRows = Op::kVectors + 1;
+  constexpr bool kFull =
+      sizeof(shared) + sizeof(vectors_in_flight) + sizeof(decay_in_flight) + kVectorRows * sizeof(TokenRows) > 48 << 10;
+  TokenRows own_rows[kFull ? kVectorRows : 1];
+  TokenRows* rows = own_rows;
+  if constexpr (!kFull) {
+    __shared__ TokenRows shared_rows[kVectorRows];
+    rows = shared_rows;
+  }
+  if (kFull || threadIdx.x == 0) {
     Op::token_rows_of(p, batch, begin, head, rows);
     rows[Op::kVectors] = token_rows(p.w, batch, begin, head);
   }
