@@ -21,11 +21,21 @@ class TimeBar:
 
 
 _LARGE, _SMALL = {"B": 8, "T": 4096}, {"B": 1, "T": 4096}
+_RECURRENT = {**_LARGE, "algorithm": "recurrent"}
 TIME_BARS = (
-    TimeBar("wkv7", _LARGE, "forward", 3.5),
-    TimeBar("wkv7", _LARGE, "forward_backward", 12.0),
-    TimeBar("wkv6", _LARGE, "forward", 3.5),
-    TimeBar("wkv6", _LARGE, "forward_backward", 14.0),
+    TimeBar("wkv7", _RECURRENT, "forward", 3.5),
+    TimeBar("wkv7", _RECURRENT, "forward_backward", 12.0),
+    TimeBar("wkv6", _RECURRENT, "forward", 3.5),
+    TimeBar("wkv6", _RECURRENT, "forward_backward", 14.0),
+    *(
+        TimeBar("wkv7", {"B": batch, "T": tokens, "algorithm": "chunk"}, "forward", at_most)
+        for batch, tokens, at_most in (
+            (8, 4096, 1.1),
+            (32, 1024, 0.55),
+            (1, 4096, 0.21),
+            (4, 4096, 0.25),
+        )
+    ),
     TimeBar("wkv4", _LARGE, "forward", 1.5),
     TimeBar("wkv4", _LARGE, "forward_backward", 4.0),
     TimeBar("wkv4", _SMALL, "forward", 0.6),
@@ -83,6 +93,8 @@ def _time(bar: TimeBar, row: dict) -> Iterator[tuple[str, float, float]]:
 
 def _errors(row: dict) -> Iterator[tuple[str, float, float]]:
     for what, value in row["contestants"][0]["errors"].items():
+        if value is None:  # of what it does not do
+            continue
         exact = row["shape"].get("dtype") == "fp32" or (what == "state" and row["shape"]["state"] == "fp32")
         # Where plain PyTorch happens to be exact, float32's own rounding remains.
         bar = EXACT if exact else max(TIMES_PLAIN * row["plain_errors"][what], EXACT)

@@ -52,9 +52,10 @@ class Contestant:
         return Results(results.y.detach(), state, results.gradients)
 
 
-def ours(kernel: ModuleType, case: Case) -> Contestant:
+def ours(kernel: ModuleType, case: Case, algorithm: str | None = None, trains: bool = True) -> Contestant:
     operator = getattr(kernel, case.operator)
-    return Contestant("flash-rwkv", case, lambda *inputs: operator(*inputs, **case.options))
+    options = {**case.options, **({"algorithm": algorithm} if algorithm else {})}
+    return Contestant("flash-rwkv", case, lambda *inputs: operator(*inputs, **options), trains)
 
 
 class poisoned_memory:  # a context manager, named as one

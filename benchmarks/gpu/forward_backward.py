@@ -27,7 +27,8 @@ def measure(setting: Setting, shape: Shape) -> dict:
     generator = torch.Generator(device).manual_seed(1)
     like = case.inputs["v"]
     grad_y = torch.randn(like.shape, generator=generator, device=device).to(like.dtype)
-    ready = {"flash-rwkv": (own := ours(setting.kernel, case))}
+    own = ours(setting.kernel, case, shape.algorithm, shape.trains)
+    ready = {"flash-rwkv": own}
     results, failed = {"flash-rwkv": own.results(grad_y)}, {}
     for name, peer in (peers_of(shape.operator) if setting.peer_limit else {}).items():
         setting.say(f"{shape.operator} {shape}: preparing {name}")
@@ -53,7 +54,11 @@ def measure(setting: Setting, shape: Shape) -> dict:
     times = _times(ready, grad_y, setting.watch)
     moved = moved_bytes(case)
     return {
-        "shape": {**case.shape, "dtype": dtype_name(shape.dtype)},
+        "shape": {
+            **case.shape,
+            "dtype": dtype_name(shape.dtype),
+            **({"algorithm": shape.algorithm} if shape.algorithm else {}),
+        },
         "decay": case.decay,
         "bytes": moved,
         "floor_ms": {what: count / setting.copy_rate * 1e3 for what, count in moved.items()},

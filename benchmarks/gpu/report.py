@@ -72,6 +72,9 @@ def _row(operator: str, row: dict) -> str:
     cells = [f"`{operator}`", label(row["shape"])]
     for what, error in (("forward", "forward"), ("forward_backward", "backward")):
         own = row["contestants"][0]
+        if what not in own["ms"]:
+            cells += ["–"] * 5
+            continue
         cells += [
             f"{own['ms'][what]['median']:.3g}",
             f"{own['of_copy_rate'][what]:.0%}",

@@ -12,17 +12,20 @@ SIZE = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """Of forward and backward: `heads` of size 64, of wkv4 as many channels."""
+    """Of forward and backward: `heads` of size 64, of wkv4 as many channels, which knows no algorithms."""
 
     operator: str
     batch: int
     tokens: int
     heads: int
     dtype: torch.dtype
+    algorithm: str | None = None
+    trains: bool = True
 
     def __str__(self) -> str:
         width = f"C{self.heads * SIZE}" if self.operator == "wkv4" else f"H{self.heads}"
-        return f"B{self.batch} T{self.tokens} {width} {dtype_name(self.dtype)}"
+        algorithm = f" {self.algorithm}" if self.algorithm else ""
+        return f"B{self.batch} T{self.tokens} {width} {dtype_name(self.dtype)}{algorithm}"
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,13 @@ SHAPES = (
     Shape("wkv4", 8, 4096, 64, FP32),
     Shape("wkv4", 1, 4096, 32, FP32),
     *(
-        Shape(operator, batch, tokens, heads, BF16)
+        Shape(operator, *size, BF16, "recurrent")
         for operator in ("wkv5", "wkv6", "wkv7")
-        for batch, tokens, heads in ((8, 4096, 64), (1, 4096, 32), (32, 1024, 32))
+        for size in ((8, 4096, 64), (1, 4096, 32), (32, 1024, 32))
+    ),
+    *(
+        Shape("wkv7", *size, BF16, "chunk", trains=False)
+        for size in ((8, 4096, 64), (32, 1024, 32), (1, 4096, 32), (4, 4096, 12))
     ),
 )
 STEPS = (
@@ -57,7 +64,8 @@ STEPS = (
     *(StepShape("wkv7", batch, 64, dtype) for batch in (1, 8, 64, 256, 512) for dtype in (FP32, FP16)),
 )
 # For a first look, and for the tests of the benchmark itself.
-QUICK_SHAPES = tuple(
-    Shape(name, 2, 128, 4, FP32 if name == "wkv4" else BF16) for name in ("wkv4", "wkv5", "wkv6", "wkv7")
+QUICK_SHAPES = (
+    Shape("wkv4", 2, 128, 4, FP32),
+    *(Shape(name, 2, 128, 4, BF16, "recurrent") for name in ("wkv5", "wkv6", "wkv7")),
 )
 QUICK_STEPS = (StepShape("wkv4", 1, 4, FP32), StepShape("wkv6", 2, 4, FP32), StepShape("wkv7", 2, 4, FP16))

@@ -41,7 +41,7 @@ def forward_row(forward: float = 3.0, both: float = 11.0, error: float = 2e-3) -
     peer = {**own, "name": "fla chunk", "ms": {"forward": time(6.0), "forward_backward": time(23.0)}}
     slow = {**own, "name": "fla slow", "ms": {"forward": time(9.0)}}
     return {
-        "shape": {"B": 8, "T": 4096, "H": 64, "N": 64, "dtype": "bf16"},
+        "shape": {"B": 8, "T": 4096, "H": 64, "N": 64, "dtype": "bf16", "algorithm": "recurrent"},
         "decay": "log",
         "bytes": {"forward": 1, "forward_backward": 2},
         "floor_ms": {"forward": 0.44, "forward_backward": 1.27},
@@ -90,7 +90,7 @@ def test_shapes_are_those_of_the_bars() -> None:
     from benchmarks.gpu.bars import TIME_BARS
     from benchmarks.gpu.shapes import dtype_name
 
-    timed = [{"operator": s.operator, "B": s.batch, "T": s.tokens} for s in SHAPES]
+    timed = [{"operator": s.operator, "B": s.batch, "T": s.tokens, "algorithm": s.algorithm} for s in SHAPES]
     timed += [{"operator": s.operator, "B": s.batch, "state": dtype_name(s.pool_dtype)} for s in STEPS]
     for bar in TIME_BARS:
         assert any({"operator": bar.operator, **bar.shape}.items() <= shape.items() for shape in timed), bar
@@ -114,10 +114,10 @@ def test_bars_hold() -> None:
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
-        ("forward, ms, B8 T4096 H64 N64 bf16", {"rows": [forward_row(forward=3.6)]}),
-        ("forward + backward, ms, B8 T4096 H64 N64 bf16", {"rows": [forward_row(both=12.1)]}),
-        ("error, forward, B8 T4096 H64 N64 bf16", {"rows": [forward_row(error=3.5e-3)]}),
-        ("error, forward, B8 T4096 H64 N64 bf16", {"rows": [forward_row(error=float("nan"))]}),
+        ("forward, ms, B8 T4096 H64 N64 bf16 recurrent", {"rows": [forward_row(forward=3.6)]}),
+        ("forward + backward, ms, B8 T4096 H64 N64 bf16 recurrent", {"rows": [forward_row(both=12.1)]}),
+        ("error, forward, B8 T4096 H64 N64 bf16 recurrent", {"rows": [forward_row(error=3.5e-3)]}),
+        ("error, forward, B8 T4096 H64 N64 bf16 recurrent", {"rows": [forward_row(error=float("nan"))]}),
         ("step, graph, µs, B1 H64 N64 fp32 state", {"steps": [step_row(graph=5.1)]}),
         ("step, eager, µs, B1 H64 N64 fp32 state", {"steps": [step_row(eager=15.1)]}),
         ("step, graph, µs, B512 H64 N64 fp16 state", {"steps": [step_row(512, "fp16", graph=146.0)]}),
@@ -125,6 +125,18 @@ def test_bars_hold() -> None:
 )
 def test_bars_are_missed(name: str, rows: dict) -> None:
     assert [bar["name"] for bar in missed(result(**rows))] == [name]
+
+
+def test_what_does_not_train_is_judged_and_shown_by_its_forward_pass() -> None:
+    row = forward_row()
+    own = row["contestants"][0]
+    own["ms"].pop("forward_backward")
+    own["of_copy_rate"].pop("forward_backward")
+    own["errors"]["backward"] = None
+    found = result(rows=[row])
+    assert missed(found) == []
+    assert not any("backward" in bar["name"] for bar in found["bars"])
+    assert gpu_report.section([found]).count("| – | – | – | – | – |") == 1
 
 
 def test_times_are_promised_of_one_gpu_and_errors_of_all() -> None:
@@ -222,7 +234,7 @@ def test_section_of_a_gpu(tmp_path: Path) -> None:
     section = gpu_report.section(results)
     assert "**NVIDIA H200**, driver 580.1, Torch 2.11.0+cu130, commit cccccccccc" in section
     assert (
-        "| `wkv7` | B8 T4096 H64 N64 bf16 | 3 | 15% | 2.0e-03 | 6 (fla chunk) | 2.0e-03 "
+        "| `wkv7` | B8 T4096 H64 N64 bf16 recurrent | 3 | 15% | 2.0e-03 | 6 (fla chunk) | 2.0e-03 "
         "| 11 | 11% | 2.0e-03 | 23 (fla chunk) | 2.0e-03 |" in section
     )
     assert (
