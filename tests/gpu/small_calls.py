@@ -21,6 +21,7 @@ from tests.helpers.operators import OPERATORS, Operator, make_inputs
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD_SIZES = (8, 24, 64, 128, 256)
+CHUNK_SIZES = (64, 128)  # of the matrix form, on CUDA alone
 LENGTHS = (19, 1, 0, 70)  # of packed sequences, and of a batch with their sum
 
 
@@ -68,6 +69,8 @@ def small_calls(
         yield y, state
         gradients = output_gradients(y, state, 1)
         yield getattr(ops, f"{operator}_backward")(*tensors, checkpoints, *gradients, *options)
+        if operator.name == "wkv7" and has_chunks(device, dtype, size):
+            yield ops.wkv7_chunk_forward(*tensors, inputs["state"], *options, True)[:2]
 
     inputs = inputs_of(batch=3, tokens=1)
     first = inputs[operator.first].shape
@@ -75,6 +78,10 @@ def small_calls(
     token = [x[:, 0] if x.shape == first else x for x in map(inputs.__getitem__, operator.inputs)]
     tail = () if code is None else (code,)
     yield getattr(ops, f"{operator}_step_")(*token, pool, ints([4, 0, 2]), *tail), pool
+
+
+def has_chunks(device: str, dtype: torch.dtype, size: int) -> bool:
+    return device == "cuda" and dtype != torch.float32 and size in CHUNK_SIZES
 
 
 if __name__ == "__main__":
