@@ -24,13 +24,14 @@ struct DeviceKernels {
   void (*wkv4_forward)(const Wkv4Params&, const Call&);
   void (*wkv4_backward)(const Wkv4Params&, const Wkv4Gradients&, const Call&);
   void (*wkv4_step)(const Wkv4Params&, const Call&);
+  bool (*has_chunks)(const Call&);  // nullptr: never; wkvN_chunk_forward are there only where it has
   void (*wkv6_forward)(const Wkv6Params&, const Call&);
+  void (*wkv6_chunk_forward)(const Wkv6Params&, const Call&);
   BackwardPlan (*wkv6_backward_plan)(const Wkv6Params&, const Call&);
   void (*wkv6_backward)(const Wkv6Params&, const Wkv6Gradients&, const Call&);
   void (*wkv6_step)(const Wkv6Params&, const Call&);
   void (*wkv7_forward)(const Wkv7Params&, const Call&);
-  bool (*wkv7_has_chunks)(const Call&);                        // nullptr: never
-  void (*wkv7_chunk_forward)(const Wkv7Params&, const Call&);  // only where it has
+  void (*wkv7_chunk_forward)(const Wkv7Params&, const Call&);
   BackwardPlan (*wkv7_backward_plan)(const Wkv7Params&, const Call&);
   void (*wkv7_backward)(const Wkv7Params&, const Wkv7Gradients&, const Call&);
   void (*wkv7_step)(const Wkv7Params&, const Call&);

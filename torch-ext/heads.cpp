@@ -1,6 +1,7 @@
 #include "heads.h"
 
 #include <cstring>
+#include <string>
 
 namespace flash_rwkv {
 
@@ -69,6 +70,18 @@ void check_gradients(const Checker& check, const Tensor& checkpoints, const Opti
     check.same_dtype("grad_y", *grad_y);
   }
   if (grad_state) check_state(check, "grad_state", *grad_state, sequences.count, sizes);
+}
+
+void check_chunks(const Checker& check, const DeviceKernels& kernels, const HeadSizes& sizes,
+                  const Tensor& first) {
+  const std::string got = "; expected 'auto' or 'recurrent', got 'chunk' for ";
+  if (kernels.has_chunks == nullptr || !kernels.has_chunks(sizes.call(first)))
+    check.fail("algorithm 'chunk' runs on the tensor cores of CUDA devices of capability 8.0 and later" + got +
+               "a tensor on " + (first.is_cpu() ? "cpu" : "cuda:" + std::to_string(first.get_device_index())));
+  if (check.dtype() != ScalarType::BFloat16 && check.dtype() != ScalarType::Half)
+    check.fail("algorithm 'chunk' takes bfloat16 and float16" + got + name_of(check.dtype()));
+  if (sizes.size != 64 && sizes.size != 128)
+    check.fail("algorithm 'chunk' takes head sizes 64 and 128" + got + std::to_string(sizes.size));
 }
 
 }  // namespace flash_rwkv

@@ -48,4 +48,7 @@ void check_gradients(const Checker& check, const Tensor& checkpoints, const Opti
                      const OptionalTensor& grad_state, const HeadSizes& sizes, const Sequences& sequences,
                      int64_t extra_rows);
 
+// Whether the matrix form can do it.
+void check_chunks(const Checker& check, const DeviceKernels& kernels, const HeadSizes& sizes, const Tensor& first);
+
 }  // namespace flash_rwkv

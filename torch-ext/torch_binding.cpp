@@ -27,12 +27,16 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
 
   ops.def("wkv5_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor? state, Tensor? cu_seqlens,"
           " int decay, bool save) -> (Tensor, Tensor, Tensor)");
+  ops.def("wkv5_chunk_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor? state, Tensor? cu_seqlens,"
+          " int decay, bool save) -> (Tensor, Tensor, Tensor)");
   ops.def("wkv5_backward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor checkpoints, Tensor? grad_y,"
           " Tensor? grad_state, Tensor? cu_seqlens, int decay) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   ops.def("wkv5_step_(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor(a!) state, Tensor? slots,"
           " int decay) -> Tensor");
 
   ops.def("wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor? state, Tensor? cu_seqlens,"
+          " int decay, bool save) -> (Tensor, Tensor, Tensor)");
+  ops.def("wkv6_chunk_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor? state, Tensor? cu_seqlens,"
           " int decay, bool save) -> (Tensor, Tensor, Tensor)");
   ops.def("wkv6_backward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor checkpoints, Tensor? grad_y,"
           " Tensor? grad_state, Tensor? cu_seqlens, int decay) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");

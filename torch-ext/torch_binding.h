@@ -24,6 +24,9 @@ template <int kVersion>
 Outputs wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor state, OptionalTensor cu_seqlens,
                      int64_t decay, bool save);
 template <int kVersion>
+Outputs wkv6_chunk_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor state,
+                           OptionalTensor cu_seqlens, int64_t decay, bool save);
+template <int kVersion>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward(Tensor r, Tensor k, Tensor v, Tensor w,
                                                                          Tensor u, Tensor checkpoints,
                                                                          OptionalTensor grad_y,
@@ -49,9 +52,11 @@ void implement(Library& ops) {
   ops.impl("wkv4_backward", TORCH_BOX(&wkv4_backward));
   ops.impl("wkv4_step_", TORCH_BOX(&wkv4_step));
   ops.impl("wkv5_forward", TORCH_BOX(&wkv6_forward<5>));
+  ops.impl("wkv5_chunk_forward", TORCH_BOX(&wkv6_chunk_forward<5>));
   ops.impl("wkv5_backward", TORCH_BOX(&wkv6_backward<5>));
   ops.impl("wkv5_step_", TORCH_BOX(&wkv6_step<5>));
   ops.impl("wkv6_forward", TORCH_BOX(&wkv6_forward<6>));
+  ops.impl("wkv6_chunk_forward", TORCH_BOX(&wkv6_chunk_forward<6>));
   ops.impl("wkv6_backward", TORCH_BOX(&wkv6_backward<6>));
   ops.impl("wkv6_step_", TORCH_BOX(&wkv6_step<6>));
   ops.impl("wkv7_forward", TORCH_BOX(&wkv7_forward));

@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "cuda/heads/device.h"
 #include "cuda/kernels.h"
 #include "cuda/self_test.h"
 #include "device_kernels.h"
@@ -67,12 +68,13 @@ constexpr DeviceKernels kCudaKernels = {
     .wkv4_forward = &run<&cuda::wkv4_forward, Wkv4Params>,
     .wkv4_backward = &run<&cuda::wkv4_backward, Wkv4Params, Wkv4Gradients>,
     .wkv4_step = &run<&cuda::wkv4_step, Wkv4Params>,
+    .has_chunks = &ask<&cuda::has_chunks>,
     .wkv6_forward = &run<&cuda::wkv6_forward, Wkv6Params>,
+    .wkv6_chunk_forward = &run<&cuda::wkv6_chunk_forward, Wkv6Params>,
     .wkv6_backward_plan = &plan<&cuda::wkv6_backward_split, Wkv6Params>,
     .wkv6_backward = &run<&cuda::wkv6_backward, Wkv6Params, Wkv6Gradients>,
     .wkv6_step = &run<&cuda::wkv6_step, Wkv6Params>,
     .wkv7_forward = &run<&cuda::wkv7_forward, Wkv7Params>,
-    .wkv7_has_chunks = &ask<&cuda::wkv7_has_chunks>,
     .wkv7_chunk_forward = &run<&cuda::wkv7_chunk_forward, Wkv7Params>,
     .wkv7_backward_plan = &plan<&cuda::wkv7_backward_split, Wkv7Params>,
     .wkv7_backward = &run<&cuda::wkv7_backward, Wkv7Params, Wkv7Gradients>,

@@ -46,14 +46,13 @@ Wkv6Params check_inputs(const Checker& check, const HeadSizes& sizes, Inputs& in
   return p;
 }
 
-}  // namespace
-
 template <int kVersion>
-Outputs wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor state, OptionalTensor cu_seqlens,
-                     int64_t decay, bool save) {
+Outputs forward(bool chunks, Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor state,
+                OptionalTensor cu_seqlens, int64_t decay, bool save) {
   const DeviceKernels& kernels = kernels_of(r);
   const Checker check(op_name<kVersion>(), "r", r);
   const HeadSizes sizes(check, "r", r, false);
+  if (chunks) check_chunks(check, kernels, sizes, r);
   Inputs in = {r, k, v, w, u};
   Wkv6Params p = check_inputs<kVersion>(check, sizes, in, decay);
   OptionalTensor packed;
@@ -64,14 +63,29 @@ Outputs wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalT
   Tensor y = allocate(r, sizes_of(r), check.dtype());
   Tensor final_state = allocate(r, {sequences, sizes.heads, sizes.size, sizes.size}, check.compute());
   p.sequences = sizes.describe(sequences, packed, kernels);
+  if (chunks) p.sequences.checkpoint_tokens = kCheckpointTokens;
   const Tensor checkpoints = allocate_checkpoints(check, r, sizes, p.sequences, 0, save);
   const OptionalTensor initial = readable_rows(state);
   p.state = view_state(initial);
   p.y = view_tokens(y);
   p.final_state = view_state(final_state);
   p.checkpoints = save ? checkpoints.data_ptr() : nullptr;
-  kernels.wkv6_forward(p, sizes.call(r));
+  (chunks ? kernels.wkv6_chunk_forward : kernels.wkv6_forward)(p, sizes.call(r));
   return {y, final_state, checkpoints};
+}
+
+}  // namespace
+
+template <int kVersion>
+Outputs wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor state, OptionalTensor cu_seqlens,
+                     int64_t decay, bool save) {
+  return forward<kVersion>(false, r, k, v, w, u, state, cu_seqlens, decay, save);
+}
+
+template <int kVersion>
+Outputs wkv6_chunk_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor state,
+                           OptionalTensor cu_seqlens, int64_t decay, bool save) {
+  return forward<kVersion>(true, r, k, v, w, u, state, cu_seqlens, decay, save);
 }
 
 template <int kVersion>
@@ -141,6 +155,10 @@ Tensor wkv6_step(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor state,
 
 template Outputs wkv6_forward<5>(Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor, int64_t, bool);
 template Outputs wkv6_forward<6>(Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor, int64_t, bool);
+template Outputs wkv6_chunk_forward<5>(Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor, int64_t,
+                                       bool);
+template Outputs wkv6_chunk_forward<6>(Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor, int64_t,
+                                       bool);
 template std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward<5>(Tensor, Tensor, Tensor, Tensor,
                                                                                      Tensor, Tensor, OptionalTensor,
                                                                                      OptionalTensor, OptionalTensor,

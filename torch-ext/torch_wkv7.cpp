@@ -41,18 +41,6 @@ Wkv7Params check_inputs(const Checker& check, const HeadSizes& sizes, Inputs& in
   return p;
 }
 
-// Whether the matrix form can do it.
-void check_chunks(const Checker& check, const DeviceKernels& kernels, const HeadSizes& sizes, const Tensor& r) {
-  const std::string got = "; expected 'auto' or 'recurrent', got 'chunk' for ";
-  if (kernels.wkv7_has_chunks == nullptr || !kernels.wkv7_has_chunks(sizes.call(r)))
-    check.fail("algorithm 'chunk' runs on the tensor cores of CUDA devices of capability 8.0 and later" + got +
-               "a tensor on " + (r.is_cpu() ? "cpu" : "cuda:" + std::to_string(r.get_device_index())));
-  if (check.dtype() != ScalarType::BFloat16 && check.dtype() != ScalarType::Half)
-    check.fail("algorithm 'chunk' takes bfloat16 and float16" + got + name_of(check.dtype()));
-  if (sizes.size != 64 && sizes.size != 128)
-    check.fail("algorithm 'chunk' takes head sizes 64 and 128" + got + std::to_string(sizes.size));
-}
-
 Outputs forward(bool chunks, Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
                 OptionalTensor cu_seqlens, int64_t decay, bool save) {
   const DeviceKernels& kernels = kernels_of(r);

@@ -18,17 +18,18 @@ struct RowSplit {
   int64_t scratch_bytes;
 };
 
+// wkvN_chunk_forward is on tensor cores: head sizes 64 and 128 in bf16 and fp16, and no slots, on a device that has what
+// it takes (has_chunks() of heads/device.h). It saves a state for every kCheckpointTokens tokens.
+
 cudaError_t wkv6_forward(const Wkv6Params&, cudaStream_t);
 RowSplit wkv6_backward_split(const Wkv6Params&);
 cudaError_t wkv6_backward(const Wkv6Params&, const Wkv6Gradients&, cudaStream_t);
 cudaError_t wkv6_step(const Wkv6Params&, cudaStream_t);
+cudaError_t wkv6_chunk_forward(const Wkv6Params&, cudaStream_t);
 
 cudaError_t wkv7_forward(const Wkv7Params&, cudaStream_t);
 RowSplit wkv7_backward_split(const Wkv7Params&);
 cudaError_t wkv7_backward(const Wkv7Params&, const Wkv7Gradients&, cudaStream_t);
-// On tensor cores: head sizes 64 and 128 in bf16 and fp16, and no slots, on a device that has what it takes. Saves a
-// state for every kCheckpointTokens tokens.
-bool wkv7_has_chunks();
 cudaError_t wkv7_chunk_forward(const Wkv7Params&, cudaStream_t);
 cudaError_t wkv7_step(const Wkv7Params&, cudaStream_t);
 

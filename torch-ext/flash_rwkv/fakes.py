@@ -101,6 +101,12 @@ def _(r, w, k, v, a, b, state, cu_seqlens, decay, save):
     return _fake_heads_forward(r, cu_seqlens, save, chunks=True)
 
 
+@torch.library.register_fake(add_op_namespace_prefix("wkv5_chunk_forward"))
+def _(r, k, v, w, u, state, cu_seqlens, decay, save):
+    _on_one_device("wkv5", r, k=k, v=v, w=w, u=u, state=state, cu_seqlens=cu_seqlens)
+    return _fake_heads_forward(r, cu_seqlens, save, chunks=True)
+
+
 @torch.library.register_fake(add_op_namespace_prefix("wkv5_backward"))
 def _(r, k, v, w, u, checkpoints, grad_y, grad_state, cu_seqlens, decay):
     _on_one_device(
@@ -116,6 +122,12 @@ def _(r, k, v, w, u, checkpoints, grad_y, grad_state, cu_seqlens, decay):
         cu_seqlens=cu_seqlens,
     )
     return _empty(r), _empty(k), _empty(v), _empty(w), _empty(u), _fake_state(r, cu_seqlens)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("wkv6_chunk_forward"))
+def _(r, k, v, w, u, state, cu_seqlens, decay, save):
+    _on_one_device("wkv6", r, k=k, v=v, w=w, u=u, state=state, cu_seqlens=cu_seqlens)
+    return _fake_heads_forward(r, cu_seqlens, save, chunks=True)
 
 
 @torch.library.register_fake(add_op_namespace_prefix("wkv6_backward"))

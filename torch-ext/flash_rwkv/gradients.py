@@ -42,8 +42,11 @@ class _Gradient:
         )
 
 
-def _refuse_chunks(ctx, *gradients):
-    raise RuntimeError("wkv7: algorithm 'chunk' has no gradient yet; expected 'auto' or 'recurrent'")
+def _refuse_chunks(name: str):
+    def refuse(ctx, *gradients):
+        raise RuntimeError(f"{name}: algorithm 'chunk' has no gradient yet; expected 'auto' or 'recurrent'")
+
+    return refuse
 
 
 _WKV4 = _Gradient("wkv4", 4, 0)
@@ -63,7 +66,10 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     add_op_namespace_prefix("wkv7_forward"), _WKV7.backward, setup_context=_WKV7.setup_context
 )
-torch.library.register_autograd(add_op_namespace_prefix("wkv7_chunk_forward"), _refuse_chunks)
+for _name in ("wkv5", "wkv6", "wkv7"):
+    torch.library.register_autograd(
+        add_op_namespace_prefix(f"{_name}_chunk_forward"), _refuse_chunks(_name)
+    )
 torch.library.register_autograd(add_op_namespace_prefix("wkv4_backward"), _WKV4.refuse)
 torch.library.register_autograd(add_op_namespace_prefix("wkv5_backward"), _WKV5.refuse)
 torch.library.register_autograd(add_op_namespace_prefix("wkv6_backward"), _WKV6.refuse)

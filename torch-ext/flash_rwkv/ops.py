@@ -63,9 +63,11 @@ def wkv5(
     As :func:`wkv6`, but ``w`` is ``[H, N]``: the decay does not depend on the token.
     """
     _tensors("wkv5", r=r, k=k, v=v, w=w, u=u)
-    code = _options("wkv5", r, decay, algorithm)
+    code = _options("wkv5", decay, algorithm)
     r, k, v, w, u, state = _under_autocast((r, k, v), (w, u), state)
     save = _wants_gradient(r, k, v, w, u, state)
+    if _takes_chunks("wkv5", algorithm, save):
+        return ops.wkv5_chunk_forward(r, k, v, w, u, state, cu_seqlens, code, False)[:2]
     return ops.wkv5_forward(r, k, v, w, u, state, cu_seqlens, code, save)[:2]
 
 
@@ -98,7 +100,8 @@ def wkv6(
         cu_seqlens: int32 ``[S + 1]``, from 0 to T: sequences packed into one row, B = 1; lengths may be 0. On
             CUDA the values are not checked, which would mean to wait for the device; results are wrong then.
         algorithm: ``"auto"`` (default), ``"recurrent"`` (token by token, bitwise the same however tokens are
-            split over calls, batched or packed) or ``"chunk"`` (matrix form on tensor cores; not on the CPU).
+            split over calls, batched or packed) or ``"chunk"``: matrix form on tensor cores, for bfloat16 and
+            float16 and head sizes 64 and 128, on CUDA devices of capability 8.0 and later; no gradient yet.
 
     Returns:
         y ``[B, T, H, N]`` in the dtype of r, and the state after the last token in the layout of ``state``.
@@ -109,9 +112,11 @@ def wkv6(
         Messages name the argument, what was expected and what came.
     """
     _tensors("wkv6", r=r, k=k, v=v, w=w, u=u)
-    code = _options("wkv6", r, decay, algorithm)
+    code = _options("wkv6", decay, algorithm)
     r, k, v, w, u, state = _under_autocast((r, k, v), (w, u), state)
     save = _wants_gradient(r, k, v, w, u, state)
+    if _takes_chunks("wkv6", algorithm, save):
+        return ops.wkv6_chunk_forward(r, k, v, w, u, state, cu_seqlens, code, False)[:2]
     return ops.wkv6_forward(r, k, v, w, u, state, cu_seqlens, code, save)[:2]
 
 
@@ -137,24 +142,17 @@ def wkv7(
         r, k, v, a, b: ``[B, T, H, N]``, of one dtype; usually ``a = -kk`` and ``b = kk * gate`` with ``kk``
             the normalised key. dtypes, T, N and strides as in :func:`wkv6`.
         w: ``[B, T, H, N]``, what the decay d is made of; the dtype of r, or float32.
-        state, cu_seqlens: as in :func:`wkv6`.
-        algorithm: as in :func:`wkv6`; ``"chunk"`` takes bfloat16 and float16 and head sizes 64 and 128, on
-            CUDA devices of capability 8.0 and later, and has no gradient yet.
+        state, cu_seqlens, algorithm: as in :func:`wkv6`.
         decay: ``"log"`` (default): d = e^w; ``"exp"``: d = e^(-e^w); ``"sigmoid"``:
             d = e^(-e^(-1/2) sigmoid(w)), the clamped form of RWKV-7's raw logits, d in (0.545, 1).
 
     Returns, Raises: as :func:`wkv6`.
     """
     _tensors("wkv7", r=r, w=w, k=k, v=v, a=a, b=b)
-    code = _options("wkv7", r, decay, algorithm, has_chunks=True)
+    code = _options("wkv7", decay, algorithm)
     r, k, v, a, b, w, state = _under_autocast((r, k, v, a, b), (w,), state)
     save = _wants_gradient(r, w, k, v, a, b, state)
-    if algorithm == "chunk":
-        if save:
-            raise ValueError(
-                "wkv7: algorithm 'chunk' has no gradient yet; expected 'auto' or 'recurrent' for inputs that "
-                "want one, or torch.no_grad(), got 'chunk'"
-            )
+    if _takes_chunks("wkv7", algorithm, save):
         return ops.wkv7_chunk_forward(r, w, k, v, a, b, state, cu_seqlens, code, False)[:2]
     return ops.wkv7_forward(r, w, k, v, a, b, state, cu_seqlens, code, save)[:2]
 
@@ -279,17 +277,21 @@ def _decay_code(op: str, decay: str) -> int:
     return code
 
 
-def _options(op: str, first: Tensor, decay: str, algorithm: str, has_chunks: bool = False) -> int:
+def _options(op: str, decay: str, algorithm: str) -> int:
     if algorithm not in ALGORITHMS:
         raise ValueError(
             f"{op}: algorithm must be one of {', '.join(map(repr, ALGORITHMS))}, got {algorithm!r}"
         )
-    if algorithm == "chunk" and not has_chunks:
-        raise ValueError(
-            f"{op}: algorithm 'chunk' runs on tensor cores, which this build has no kernels for; expected "
-            f"'auto' or 'recurrent', got 'chunk' for a tensor on {first.device}"
-        )
     return _decay_code(op, decay)
+
+
+def _takes_chunks(op: str, algorithm: str, wants_gradient: bool) -> bool:
+    if algorithm == "chunk" and wants_gradient:
+        raise ValueError(
+            f"{op}: algorithm 'chunk' has no gradient yet; expected 'auto' or 'recurrent' for inputs that "
+            "want one, or torch.no_grad(), got 'chunk'"
+        )
+    return algorithm == "chunk"
 
 
 def _wants_gradient(*tensors: Tensor | None) -> bool:

@@ -67,6 +67,16 @@ __device__ __forceinline__ Fragment rounded(const Sums& s) {
            Pair<T>::pack(s.x[1][0], s.x[1][1]), Pair<T>::pack(s.x[1][2], s.x[1][3])}};
 }
 
+// Elements of rows g and g + 8, four each.
+template <class T>
+__device__ __forceinline__ void unpack(const Fragment& f, float (&x)[2][4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[i % 2][i / 2 * 2] = Pair<T>::first(f.x[i]);
+    x[i % 2][i / 2 * 2 + 1] = Pair<T>::second(f.x[i]);
+  }
+}
+
 // What rounding has left over, rounded itself.
 template <class T>
 __device__ __forceinline__ Fragment remainder(const Sums& s, const Fragment& of) {

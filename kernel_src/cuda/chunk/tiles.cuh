@@ -45,6 +45,12 @@ struct Tile {
   __device__ __forceinline__ void store(int row, int piece, int t, unsigned word) const {
     *reinterpret_cast<unsigned*>(data + offset(row, piece) + 4 * t) = word;
   }
+
+  // A fragment, as load() gives it.
+  __device__ __forceinline__ void store(int block, int lane, const Fragment& f) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) store(lane / 4 + i % 2 * 8, 2 * block + i / 2, lane % 4, f.x[i]);
+  }
 };
 
 // The same for vectors of fp32, which no fragment is made of as they lie.

@@ -11,4 +11,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+// Whether the current device has the products and copies that the matrix form takes.
+inline bool has_chunks() { return device_attribute(cudaDevAttrComputeCapabilityMajor) >= 8; }
+
 }  // namespace flash_rwkv::cuda

@@ -12,6 +12,7 @@
 
 #include <type_traits>
 
+#include "cuda/chunk/roles.cuh"
 #include "cuda/chunk/tiles.cuh"
 
 namespace flash_rwkv::cuda::wkv7_chunk {
@@ -58,24 +59,5 @@ struct PrepareMemory {
            (wide_decay ? WideTile<kSize>::kBytes : Tile<kSize>::kBytes);
   }
 };
-
-// What the host works out.
-struct ChunkPlan {
-  int splits;       // blocks that share the value rows of a head
-  int state_warps;  // of a block, 16 value rows each
-  int preparers;    // further warps of a block
-  bool wide_decay;  // w is fp32
-};
-
-// A preparing warp and all state warps of a block meet at two barriers: when a stage is full, and when it is empty.
-struct Barriers {
-  int preparers, threads;
-
-  __device__ __forceinline__ explicit Barriers(const ChunkPlan& plan)
-      : preparers(plan.preparers), threads((plan.state_warps + 1) * kWarp) {}
-  __device__ __forceinline__ int full(int preparer) const { return 1 + preparer; }
-  __device__ __forceinline__ int empty(int preparer) const { return 1 + preparers + preparer; }
-};
-constexpr int kMostPreparers = 7;  // of 15 barriers
 
 }  // namespace flash_rwkv::cuda::wkv7_chunk

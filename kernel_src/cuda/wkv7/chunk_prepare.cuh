@@ -9,22 +9,21 @@ namespace flash_rwkv::cuda::wkv7_chunk {
 template <class T, int kSize>
 class Prepare {
  public:
-  // memory: of this warp, PrepareMemory<kSize>::bytes().
-  __device__ __forceinline__ Prepare(const Wkv7Params& p, const ChunkPlan& plan, int64_t batch, int64_t begin,
-                                     int64_t head, int length, int split, int warp, char* memory)
+  // task.memory: PrepareMemory<kSize>::bytes().
+  __device__ __forceinline__ Prepare(const Wkv7Params& p, const ChunkPlan& plan, const PrepareTask& task)
       : p_(p),
         plan_(plan),
         lane_(threadIdx.x % kWarp),
         g_(lane_ / 4),
         t_(lane_ % 4),
-        length_(length),
-        warp_(warp),
-        to_fetch_(warp * kTokens),
-        stage_{memory},
-        ab_(reinterpret_cast<uint4*>(memory + Stage<kSize>::kBytes)),
-        in_(memory + Stage<kSize>::kBytes + PrepareMemory<kSize>::kAbBytes) {
+        length_(task.length),
+        warp_(task.preparer),
+        to_fetch_(task.preparer * kTokens),
+        stage_{task.memory},
+        ab_(reinterpret_cast<uint4*>(task.memory + Stage<kSize>::kBytes)),
+        in_(task.memory + Stage<kSize>::kBytes + PrepareMemory<kSize>::kAbBytes) {
     const auto first_of = [&](const View& view, int64_t token, int piece) {
-      const TokenRows rows = token_rows(view, batch, begin, head);
+      const TokenRows rows = token_rows(view, task.batch, task.begin, task.head);
       return rows.data + token * rows.token_bytes + piece * 16;
     };
     const int64_t token = to_fetch_ + Copies::token(0, lane_);
@@ -35,8 +34,8 @@ class Prepare {
     w_ = plan.wide_decay ? first_of(p.w, to_fetch_ + WideCopies::token(0, lane_), WideCopies::piece(lane_))
                          : first_of(p.w, token, Copies::piece(lane_));
     v_ = first_of(p.v, to_fetch_ + ValueCopies::token(0, lane_),
-                  split * plan.state_warps * 2 + ValueCopies::piece(lane_));
-    first_v_piece_ = split * plan.state_warps * 2 + ValueCopies::piece(lane_);
+                  task.split * plan.state_warps * 2 + ValueCopies::piece(lane_));
+    first_v_piece_ = task.split * plan.state_warps * 2 + ValueCopies::piece(lane_);
   }
 
   __device__ __forceinline__ void run() {

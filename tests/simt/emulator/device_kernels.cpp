@@ -2,6 +2,7 @@
 #include "device_kernels.h"
 
 #include "cpu/kernels.h"
+#include "cuda/heads/device.h"
 #include "cuda/kernels.h"
 
 namespace flash_rwkv {
@@ -26,12 +27,13 @@ constexpr DeviceKernels kKernels = {
     .wkv4_forward = &run<&cuda::wkv4_forward, Wkv4Params>,
     .wkv4_backward = &run<&cuda::wkv4_backward, Wkv4Params, Wkv4Gradients>,
     .wkv4_step = &run<&cuda::wkv4_step, Wkv4Params>,
+    .has_chunks = [](const Call&) { return cuda::has_chunks(); },
     .wkv6_forward = &run<&cuda::wkv6_forward, Wkv6Params>,
+    .wkv6_chunk_forward = &run<&cuda::wkv6_chunk_forward, Wkv6Params>,
     .wkv6_backward_plan = &plan<&cuda::wkv6_backward_split, Wkv6Params>,
     .wkv6_backward = &run<&cuda::wkv6_backward, Wkv6Params, Wkv6Gradients>,
     .wkv6_step = &run<&cuda::wkv6_step, Wkv6Params>,
     .wkv7_forward = &run<&cuda::wkv7_forward, Wkv7Params>,
-    .wkv7_has_chunks = [](const Call&) { return cuda::wkv7_has_chunks(); },
     .wkv7_chunk_forward = &run<&cuda::wkv7_chunk_forward, Wkv7Params>,
     .wkv7_backward_plan = &plan<&cuda::wkv7_backward_split, Wkv7Params>,
     .wkv7_backward = &run<&cuda::wkv7_backward, Wkv7Params, Wkv7Gradients>,

@@ -1,0 +1,57 @@
+// WKV6 and WKV5 in matrix form: what the warps that prepare chunks tell those that hold the state.
+//
+// With S the state [value, key] before a chunk of 16 tokens, D_t the product of the decays up to token t, d_t's own
+// included, and rows = tokens:
+//   R~_t = r_t D_{t-1}, and K^_t = k_t D_last / D_t, a product of the decays behind t;
+//   A [t, i] = r_t · k_i with the decays strictly between, for i < t, and r_t · (u k_t) on the diagonal;
+//   Y = R~ S' + A V, where ' is transposed;   S <- S diag(D_last) + V' K^.
+// Everything but Y and S is the same for all value rows, and known before S is.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/chunk/incoming.cuh"
+
+namespace flash_rwkv::cuda::wkv6_chunk {
+
+using namespace chunk;
+
+// The product with A is the worst of all roundings: there A comes in two parts.
+template <class T>
+constexpr bool kSplit = std::is_same_v<T, __nv_bfloat16>;
+
+// A chunk, prepared: right operands of the products with the state and with values. Rest: what rounding A has left over.
+template <int kSize>
+struct Stage {
+  static constexpr int kBlocks = kSize / 16;  // of columns
+
+  char* data;
+
+  __device__ uint4* r(int block) const { return reinterpret_cast<uint4*>(data) + block * kWarp; }
+  __device__ uint4* scores() const { return r(kBlocks); }
+  __device__ uint4* scores_rest() const { return r(kBlocks + 1); }
+  __device__ Tile<kSize> k() const { return {data + kTiles}; }
+  __device__ Tile<kSize> v() const { return {data + kTiles + Tile<kSize>::kBytes}; }
+  __device__ float* decay() const { return reinterpret_cast<float*>(data + kDecay); }
+
+ private:
+  static constexpr int kTiles = (kBlocks + 2) * kWarp * static_cast<int>(sizeof(uint4));
+  static constexpr int kDecay = kTiles + 2 * Tile<kSize>::kBytes;
+
+ public:
+  static constexpr int kBytes = kDecay + kSize * static_cast<int>(sizeof(float));
+};
+
+// Shared memory of a preparing warp: its stage, what all chunks of a head have in common, and the chunk on its way from
+// global memory.
+template <int kSize, bool kDecayOfTokens>
+struct PrepareMemory {
+  using In = Incoming<kSize, 2, kDecayOfTokens>;  // r and k
+  static constexpr int kBonus = Stage<kSize>::kBytes;
+  static constexpr int kLog2Decay = kBonus + kSize * static_cast<int>(sizeof(float));
+  static constexpr int kIn = kLog2Decay + (kDecayOfTokens ? 0 : kSize * static_cast<int>(sizeof(float)));
+
+  static __host__ __device__ constexpr int bytes(bool wide_decay) { return kIn + In::bytes(wide_decay); }
+};
+
+}  // namespace flash_rwkv::cuda::wkv6_chunk

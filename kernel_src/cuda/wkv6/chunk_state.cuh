@@ -1,0 +1,46 @@
+// The part of a chunk that depends on the state: a warp holds 16 value rows of it, and takes one chunk after the other.
+#pragma once
+
+#include "cuda/chunk/value_rows.cuh"
+#include "cuda/wkv6/chunk.cuh"
+
+namespace flash_rwkv::cuda::wkv6_chunk {
+
+template <class T, int kSize>
+class StateWarp : public ValueRows<T, kSize> {
+ public:
+  using ValueRows<T, kSize>::ValueRows;
+
+  // y: of the chunk's first token, this head; `tokens` of them are written. release() is called when the stage has been
+  // read.
+  template <class Release>
+  __device__ __forceinline__ void chunk(const Stage<kSize>& stage, T* y, int64_t y_stride, int tokens,
+                                        const Release& release) {
+    const Fragment v = stage.v().load_transposed(first_row_ / 16, lane_);
+
+    // --- Y' = S R~' + V' A'
+    Sums out = zero_sums();
+    multiply_add<T>(out, v, load_fragment<RightFragment>(stage.scores(), lane_));
+    if constexpr (kSplit<T>) multiply_add<T>(out, v, load_fragment<RightFragment>(stage.scores_rest(), lane_));
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block)
+      multiply_add<T>(out, rounded<T>(s_[block]), load_fragment<RightFragment>(stage.r(block), lane_));
+
+    // --- S <- S diag(D) + V' K^
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      this->scale(block, stage.decay());
+      multiply_add<T>(s_[block], v, stage.k().load_transposed_right(block, lane_));
+    }
+    release();
+    this->write(out, y, y_stride, tokens);
+  }
+
+ private:
+  using ValueRows<T, kSize>::kBlocks;
+  using ValueRows<T, kSize>::lane_;
+  using ValueRows<T, kSize>::first_row_;
+  using ValueRows<T, kSize>::s_;
+};
+
+}  // namespace flash_rwkv::cuda::wkv6_chunk
