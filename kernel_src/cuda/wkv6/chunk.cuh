@@ -16,27 +16,30 @@ namespace flash_rwkv::cuda::wkv6_chunk {
 
 using namespace chunk;
 
-// The product with A is the worst of all roundings: there A comes in two parts.
+// What has been scaled comes in two parts: else each of A, R~ and K^ adds as much to the error as rounding y does.
 template <class T>
 constexpr bool kSplit = std::is_same_v<T, __nv_bfloat16>;
 
-// A chunk, prepared: right operands of the products with the state and with values. Rest: what rounding A has left over.
-template <int kSize>
+// A chunk, prepared: right operands of the products with the state and with values. Part 1 is what rounding part 0 has
+// left over.
+template <class T, int kSize>
 struct Stage {
   static constexpr int kBlocks = kSize / 16;  // of columns
+  static constexpr int kParts = kSplit<T> ? 2 : 1;
 
   char* data;
 
-  __device__ uint4* r(int block) const { return reinterpret_cast<uint4*>(data) + block * kWarp; }
-  __device__ uint4* scores() const { return r(kBlocks); }
-  __device__ uint4* scores_rest() const { return r(kBlocks + 1); }
-  __device__ Tile<kSize> k() const { return {data + kTiles}; }
-  __device__ Tile<kSize> v() const { return {data + kTiles + Tile<kSize>::kBytes}; }
+  __device__ uint4* r(int block, int part) const {
+    return reinterpret_cast<uint4*>(data) + (block * kParts + part) * kWarp;
+  }
+  __device__ uint4* scores(int part) const { return r(kBlocks, part); }
+  __device__ Tile<kSize> k(int part) const { return {data + kTiles + part * Tile<kSize>::kBytes}; }
+  __device__ Tile<kSize> v() const { return k(kParts); }
   __device__ float* decay() const { return reinterpret_cast<float*>(data + kDecay); }
 
  private:
-  static constexpr int kTiles = (kBlocks + 2) * kWarp * static_cast<int>(sizeof(uint4));
-  static constexpr int kDecay = kTiles + 2 * Tile<kSize>::kBytes;
+  static constexpr int kTiles = (kBlocks + 1) * kParts * kWarp * static_cast<int>(sizeof(uint4));
+  static constexpr int kDecay = kTiles + (kParts + 1) * Tile<kSize>::kBytes;
 
  public:
   static constexpr int kBytes = kDecay + kSize * static_cast<int>(sizeof(float));
@@ -44,10 +47,10 @@ struct Stage {
 
 // Shared memory of a preparing warp: its stage, what all chunks of a head have in common, and the chunk on its way from
 // global memory.
-template <int kSize, bool kDecayOfTokens>
+template <class T, int kSize, bool kDecayOfTokens>
 struct PrepareMemory {
   using In = Incoming<kSize, 2, kDecayOfTokens>;  // r and k
-  static constexpr int kBonus = Stage<kSize>::kBytes;
+  static constexpr int kBonus = Stage<T, kSize>::kBytes;
   static constexpr int kLog2Decay = kBonus + kSize * static_cast<int>(sizeof(float));
   static constexpr int kIn = kLog2Decay + (kDecayOfTokens ? 0 : kSize * static_cast<int>(sizeof(float)));
 

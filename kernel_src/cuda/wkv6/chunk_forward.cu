@@ -15,12 +15,12 @@ struct ChunkForward {
   // Two blocks of eight warps, or one of twelve, leave a thread 128 or 168 registers.
   static constexpr int kMostWarps = kSize == 64 ? 8 : 12;
   static constexpr int kBlocksPerProcessor = kSize == 64 ? 2 : 1;
-  using Stage = wkv6_chunk::Stage<kSize>;
+  using Stage = wkv6_chunk::Stage<T, kSize>;
   using Prepare = wkv6_chunk::Prepare<T, kSize, kDecayOfTokens>;
   using StateWarp = wkv6_chunk::StateWarp<T, kSize>;
 
   static __host__ __device__ constexpr int memory_of_preparer(bool wide_decay) {
-    return wkv6_chunk::PrepareMemory<kSize, kDecayOfTokens>::bytes(wide_decay);
+    return wkv6_chunk::PrepareMemory<T, kSize, kDecayOfTokens>::bytes(wide_decay);
   }
 };
 

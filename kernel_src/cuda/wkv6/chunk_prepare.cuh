@@ -62,18 +62,22 @@ class Prepare {
           if (first >= plan_.preparers * kTokens) ptx::bar_sync(barriers.empty(preparer_), barriers.threads);
           in_.fetch_values(first);
         }
-        store_fragment(stage_.r(block), lane_, right_of<T>(x.r[0], x.r[1]));
-        stage_.k().store(block, lane_, left_of<T>(x.k[0], x.k[1]));
+        store_in_parts(sums_of(x.r), [&](int part, const Fragment& f) {
+          store_fragment(stage_.r(block, part), lane_, as_right(f));
+        });
+        store_in_parts(sums_of(x.k), [&](int part, const Fragment& f) { stage_.k(part).store(block, lane_, f); });
         store_decay(decays, block);
       }
-      store_scores(scores.matrix(g_, t_));
+      store_in_parts(scores.matrix(g_, t_), [&](int part, const Fragment& f) {
+        store_fragment(stage_.scores(part), lane_, as_right(f));
+      });
       in_.template wait<2>();
       ptx::bar_arrive(barriers.full(preparer_), barriers.threads);
     }
   }
 
  private:
-  using Memory = PrepareMemory<kSize, kDecayOfTokens>;
+  using Memory = PrepareMemory<T, kSize, kDecayOfTokens>;
   static constexpr int kBlocks = kSize / 16;
 
   // This lane's columns of a vector in shared memory.
@@ -111,17 +115,24 @@ class Prepare {
                               ptx::ex2_approx_ftz_f32(decays.log2_of_chunk(2 * i + 1)));
   }
 
-  __device__ __forceinline__ void store_scores(const Sums& sums) const {
-    const Fragment a = rounded<T>(sums);
-    store_fragment(stage_.scores(), lane_, as_right(a));
-    if constexpr (kSplit<T>) store_fragment(stage_.scores_rest(), lane_, as_right(remainder<T>(sums, a)));
+  // This lane's columns of two tokens in the order of sums.
+  __device__ __forceinline__ static Sums sums_of(const float (&x)[2][4]) {
+    return {{{x[0][0], x[0][1], x[1][0], x[1][1]}, {x[0][2], x[0][3], x[1][2], x[1][3]}}};
+  }
+
+  // store(part, fragment)
+  template <class Store>
+  __device__ __forceinline__ static void store_in_parts(const Sums& sums, const Store& store) {
+    const Fragment f = rounded<T>(sums);
+    store(0, f);
+    if constexpr (kSplit<T>) store(1, remainder<T>(sums, f));
   }
 
   const Wkv6Params& p_;
   const ChunkPlan& plan_;
   const int lane_, g_, t_;
   const int length_, preparer_;
-  const Stage<kSize> stage_;
+  const Stage<T, kSize> stage_;
   float *const bonus_, *const log2_decay_;
   typename Memory::In in_;
 };

@@ -14,29 +14,37 @@ class StateWarp : public ValueRows<T, kSize> {
   // y: of the chunk's first token, this head; `tokens` of them are written. release() is called when the stage has been
   // read.
   template <class Release>
-  __device__ __forceinline__ void chunk(const Stage<kSize>& stage, T* y, int64_t y_stride, int tokens,
+  __device__ __forceinline__ void chunk(const Stage<T, kSize>& stage, T* y, int64_t y_stride, int tokens,
                                         const Release& release) {
     const Fragment v = stage.v().load_transposed(first_row_ / 16, lane_);
 
     // --- Y' = S R~' + V' A'
     Sums out = zero_sums();
-    multiply_add<T>(out, v, load_fragment<RightFragment>(stage.scores(), lane_));
-    if constexpr (kSplit<T>) multiply_add<T>(out, v, load_fragment<RightFragment>(stage.scores_rest(), lane_));
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block)
-      multiply_add<T>(out, rounded<T>(s_[block]), load_fragment<RightFragment>(stage.r(block), lane_));
+    for (int part = 0; part < kParts; ++part)
+      multiply_add<T>(out, v, load_fragment<RightFragment>(stage.scores(part), lane_));
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      const Fragment s = rounded<T>(s_[block]);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part)
+        multiply_add<T>(out, s, load_fragment<RightFragment>(stage.r(block, part), lane_));
+    }
 
     // --- S <- S diag(D) + V' K^
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       this->scale(block, stage.decay());
-      multiply_add<T>(s_[block], v, stage.k().load_transposed_right(block, lane_));
+#pragma unroll
+      for (int part = 0; part < kParts; ++part)
+        multiply_add<T>(s_[block], v, stage.k(part).load_transposed_right(block, lane_));
     }
     release();
     this->write(out, y, y_stride, tokens);
   }
 
  private:
+  static constexpr int kParts = Stage<T, kSize>::kParts;
   using ValueRows<T, kSize>::kBlocks;
   using ValueRows<T, kSize>::lane_;
   using ValueRows<T, kSize>::first_row_;
