@@ -1,4 +1,4 @@
-"""wkv7 in matrix form against float64: what its errors may be, and inputs that ask for them."""
+"""Operators in matrix form against float64: what their errors may be, and inputs that ask for them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.measure import error
-from tests.helpers.operators import OPERATORS, call, make_inputs, options
-
-WKV7 = OPERATORS["wkv7"]
+from tests.helpers.operators import Operator, call, make_inputs, options
 
 # Of the final state, relative: its updates go through the tensor cores in the dtype of the inputs.
 STATE_TOLERANCES = {torch.bfloat16: 2e-3, torch.float16: 3e-4}
@@ -36,15 +34,15 @@ CASES = {
 
 
 def make_case(
-    lengths: list[int] | None = None, wide: bool = False, **sizes
+    operator: Operator, lengths: list[int] | None = None, wide: bool = False, **sizes
 ) -> tuple[dict[str, Tensor], dict]:
     """Inputs and keywords. `lengths`: packed sequences. `wide`: log decays from -50 to -1e-4."""
     sizes = {"batch": 1, "tokens": 37, "heads": 2, "size": 64, "dtype": torch.bfloat16, **sizes}
-    keywords = options(WKV7, sizes.get("decay"))
+    keywords = options(operator, "log" if wide else sizes.get("decay"))
     if lengths is not None:
         sizes |= {"tokens": sum(lengths), "sequences": len(lengths)}
         keywords["cu_seqlens"] = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    inputs = make_inputs(WKV7, **sizes)
+    inputs = make_inputs(operator, **sizes)
     if wide:
         generator = torch.Generator().manual_seed(2)
         log_rate = -9.2 + 13.1 * torch.rand(inputs["w"].shape, generator=generator)
@@ -56,16 +54,20 @@ def move(values: dict, device: torch.device | str) -> dict:
     return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in values.items()}
 
 
-def run_chunks(kernel, inputs: dict[str, Tensor], keywords: dict) -> tuple[Tensor, Tensor]:
+def run_chunks(
+    kernel, operator: Operator, inputs: dict[str, Tensor], keywords: dict
+) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        return call(kernel, WKV7, inputs, algorithm="chunk", **keywords)
+        return call(kernel, operator, inputs, algorithm="chunk", **keywords)
 
 
-def assert_chunks_accurate(kernel, inputs: dict[str, Tensor], keywords: dict, results) -> None:
+def assert_chunks_accurate(
+    kernel, operator: Operator, inputs: dict[str, Tensor], keywords: dict, results
+) -> None:
     """y is off by no more than twice what rounding the exact one is, and the state by its tolerance."""
     y, state = results
     exact_y, exact_state = call(
-        kernel.reference, WKV7, {name: x.double() for name, x in inputs.items()}, **keywords
+        kernel.reference, operator, {name: x.double() for name, x in inputs.items()}, **keywords
     )
     assert y.dtype == inputs["r"].dtype
     assert state.dtype == torch.float32

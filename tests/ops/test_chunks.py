@@ -1,14 +1,14 @@
-"""wkv7 in matrix form on a GPU: accurate, deterministic, and refused where it cannot be."""
+"""Operators in matrix form on a GPU: accurate, deterministic, and refused where it cannot be."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.helpers.chunks import CASES, WKV7, assert_chunks_accurate, make_case, move, run_chunks
-from tests.helpers.operators import call
+from tests.helpers.chunks import CASES, assert_chunks_accurate, make_case, move, run_chunks
+from tests.helpers.operators import HEAD_OPERATORS, call
 
-pytestmark = pytest.mark.cuda_only
+pytestmark = [pytest.mark.cuda_only, pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)]
 
 REPEATS = 1000
 
@@ -16,19 +16,19 @@ REPEATS = 1000
 # Few heads share a multiprocessor's worth of warps each, many have a block each.
 @pytest.mark.parametrize("heads", [2, 40, 200])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_accuracy(kernel, device, case, heads) -> None:
-    inputs, keywords = make_case(**{**case, "heads": heads})
-    results = run_chunks(kernel, move(inputs, device), move(keywords, device))
-    assert_chunks_accurate(kernel, inputs, keywords, [x.cpu() for x in results])
+def test_accuracy(kernel, device, operator, case, heads) -> None:
+    inputs, keywords = make_case(operator, **{**case, "heads": heads})
+    results = run_chunks(kernel, operator, move(inputs, device), move(keywords, device))
+    assert_chunks_accurate(kernel, operator, inputs, keywords, [x.cpu() for x in results])
 
 
 @pytest.mark.parametrize("heads", [2, 300])
-def test_repeats(kernel, device, heads) -> None:
-    inputs, keywords = make_case(tokens=100, heads=heads)
+def test_repeats(kernel, device, operator, heads) -> None:
+    inputs, keywords = make_case(operator, tokens=100, heads=heads)
     inputs = move(inputs, device)
-    first = run_chunks(kernel, inputs, keywords)
+    first = run_chunks(kernel, operator, inputs, keywords)
     for _ in range(REPEATS):
-        assert all(map(torch.equal, run_chunks(kernel, inputs, keywords), first))
+        assert all(map(torch.equal, run_chunks(kernel, operator, inputs, keywords), first))
 
 
 @pytest.mark.parametrize(
@@ -39,16 +39,16 @@ def test_repeats(kernel, device, heads) -> None:
     ],
     ids=["float32", "size 40"],
 )
-def test_refused(kernel, device, change, expected) -> None:
-    inputs, keywords = make_case(**change)
-    with pytest.raises(RuntimeError, match="wkv7: algorithm 'chunk' takes") as refusal:
-        run_chunks(kernel, move(inputs, device), keywords)
+def test_refused(kernel, device, operator, change, expected) -> None:
+    inputs, keywords = make_case(operator, **change)
+    with pytest.raises(RuntimeError, match=f"{operator}: algorithm 'chunk' takes") as refusal:
+        run_chunks(kernel, operator, move(inputs, device), keywords)
     assert all(part in str(refusal.value) for part in expected)
 
 
-def test_no_gradient_yet(kernel, device) -> None:
-    inputs, keywords = make_case()
+def test_no_gradient_yet(kernel, device, operator) -> None:
+    inputs, keywords = make_case(operator)
     inputs = move(inputs, device)
     inputs["k"].requires_grad_()
     with pytest.raises(ValueError, match="algorithm 'chunk' has no gradient yet"):
-        call(kernel, WKV7, inputs, algorithm="chunk", **keywords)
+        call(kernel, operator, inputs, algorithm="chunk", **keywords)

@@ -67,9 +67,7 @@ torch.library.register_autograd(
     add_op_namespace_prefix("wkv7_forward"), _WKV7.backward, setup_context=_WKV7.setup_context
 )
 for _name in ("wkv5", "wkv6", "wkv7"):
-    torch.library.register_autograd(
-        add_op_namespace_prefix(f"{_name}_chunk_forward"), _refuse_chunks(_name)
-    )
+    torch.library.register_autograd(add_op_namespace_prefix(f"{_name}_chunk_forward"), _refuse_chunks(_name))
 torch.library.register_autograd(add_op_namespace_prefix("wkv4_backward"), _WKV4.refuse)
 torch.library.register_autograd(add_op_namespace_prefix("wkv5_backward"), _WKV5.refuse)
 torch.library.register_autograd(add_op_namespace_prefix("wkv6_backward"), _WKV6.refuse)

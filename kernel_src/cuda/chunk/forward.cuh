@@ -86,8 +86,11 @@ ChunkPlan plan_of(const typename Op::Params& p) {
   plan.splits = heads * 4 <= processors ? 4 : heads * 2 <= processors ? 2 : 1;
   plan.state_warps = kRowGroups / plan.splits;
   plan.wide_decay = p.w.dtype == DType::kFloat32;
-  const int most =
-      device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) / Op::memory_of_preparer(plan.wide_decay);
+  // Blocks share a multiprocessor's memory if there are more of them than multiprocessors.
+  const int sharing = heads * plan.splits > processors ? Op::kBlocksPerProcessor : 1;
+  const int memory = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  const int reserved = memory - device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);  // of each block
+  const int most = (memory / sharing - reserved) / Op::memory_of_preparer(plan.wide_decay);
   const int warps = Op::kMostWarps - plan.state_warps;
   plan.preparers = warps;
   for (const int limit : {most, kMostPreparers}) plan.preparers = limit < plan.preparers ? limit : plan.preparers;

@@ -12,8 +12,8 @@ struct ChunkForward {
   using Type = T;
   using Params = Wkv6Params;
   static constexpr int kSize = kSize_;
-  // Two blocks of eight warps, or one of twelve, leave a thread 128 or 168 registers.
-  static constexpr int kMostWarps = kSize == 64 ? 8 : 12;
+  // Two blocks of ten warps, or one of twelve, leave a thread 96 or 168 registers.
+  static constexpr int kMostWarps = kSize == 64 ? 10 : 12;
   static constexpr int kBlocksPerProcessor = kSize == 64 ? 2 : 1;
   using Stage = wkv6_chunk::Stage<T, kSize>;
   using Prepare = wkv6_chunk::Prepare<T, kSize, kDecayOfTokens>;
