@@ -28,12 +28,17 @@ TIME_BARS = (
     TimeBar("wkv6", _RECURRENT, "forward", 3.5),
     TimeBar("wkv6", _RECURRENT, "forward_backward", 14.0),
     *(
-        TimeBar("wkv7", {"B": batch, "T": tokens, "algorithm": "chunk"}, "forward", at_most)
-        for batch, tokens, at_most in (
-            (8, 4096, 1.1),
-            (32, 1024, 0.55),
-            (1, 4096, 0.21),
-            (4, 4096, 0.25),
+        TimeBar(operator, {"B": batch, "T": tokens, "algorithm": "chunk"}, "forward", at_most)
+        for operator, batch, tokens, at_most in (
+            ("wkv7", 8, 4096, 1.1),
+            ("wkv7", 32, 1024, 0.55),
+            ("wkv7", 1, 4096, 0.21),
+            ("wkv7", 4, 4096, 0.25),
+            ("wkv6", 8, 4096, 0.9),
+            ("wkv6", 32, 1024, 0.45),
+            ("wkv6", 1, 4096, 0.12),
+            ("wkv5", 8, 4096, 0.7),
+            ("wkv5", 1, 4096, 0.1),
         )
     ),
     TimeBar("wkv4", _LARGE, "forward", 1.5),

@@ -55,9 +55,11 @@ SHAPES = (
         for size in ((8, 4096, 64), (1, 4096, 32), (32, 1024, 32))
     ),
     *(
-        Shape("wkv7", *size, BF16, "chunk", trains=False)
-        for size in ((8, 4096, 64), (32, 1024, 32), (1, 4096, 32), (4, 4096, 12))
+        Shape(operator, *size, BF16, "chunk", trains=False)
+        for operator in ("wkv5", "wkv6", "wkv7")
+        for size in ((8, 4096, 64), (1, 4096, 32), (32, 1024, 32))
     ),
+    Shape("wkv7", 4, 4096, 12, BF16, "chunk", trains=False),
 )
 STEPS = (
     *(StepShape(operator, batch, 64, FP32) for operator in ("wkv4", "wkv5", "wkv6") for batch in (1, 64)),

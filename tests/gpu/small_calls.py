@@ -69,8 +69,8 @@ def small_calls(
         yield y, state
         gradients = output_gradients(y, state, 1)
         yield getattr(ops, f"{operator}_backward")(*tensors, checkpoints, *gradients, *options)
-        if operator.name == "wkv7" and has_chunks(device, dtype, size):
-            yield ops.wkv7_chunk_forward(*tensors, inputs["state"], *options, True)[:2]
+        if operator.has_heads and has_chunks(device, dtype, size):
+            yield getattr(ops, f"{operator}_chunk_forward")(*tensors, inputs["state"], *options, True)[:2]
 
     inputs = inputs_of(batch=3, tokens=1)
     first = inputs[operator.first].shape
