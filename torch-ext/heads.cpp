@@ -72,8 +72,7 @@ void check_gradients(const Checker& check, const Tensor& checkpoints, const Opti
   if (grad_state) check_state(check, "grad_state", *grad_state, sequences.count, sizes);
 }
 
-void check_chunks(const Checker& check, const DeviceKernels& kernels, const HeadSizes& sizes,
-                  const Tensor& first) {
+void check_chunks(const Checker& check, const DeviceKernels& kernels, const HeadSizes& sizes, const Tensor& first) {
   const std::string got = "; expected 'auto' or 'recurrent', got 'chunk' for ";
   if (kernels.has_chunks == nullptr || !kernels.has_chunks(sizes.call(first)))
     check.fail("algorithm 'chunk' runs on the tensor cores of CUDA devices of capability 8.0 and later" + got +

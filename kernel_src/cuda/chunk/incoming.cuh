@@ -130,8 +130,8 @@ class Incoming {
   const ChunkPlan& plan_;
   const View *views_[kVectors], &w_view_, &v_view_;
   const int lane_, length_;
-  int next_;                                   // first token of the next chunk to be fetched
-  const char *from_[kVectors], *w_, *v_;       // what this lane copies of it
+  int next_;                              // first token of the next chunk to be fetched
+  const char *from_[kVectors], *w_, *v_;  // what this lane copies of it
   const int first_v_piece_;
   char* const memory_;
   const Tile<kSize> values_;

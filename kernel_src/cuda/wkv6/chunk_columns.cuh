@@ -78,8 +78,8 @@ struct ConstantDecays {
 // tokens with the even ones before them, in [2] and [3].
 struct Scores {
   float pairs[4] = {};
-  Sums level[kLevels] = {};   // from 1 on
-  float diagonal[2] = {};     // this lane's columns
+  Sums level[kLevels] = {};  // from 1 on
+  float diagonal[2] = {};    // this lane's columns
 
   // Adds what these columns have to say, and leaves R~ and K^. raw_r, raw_k: the columns as they came.
   template <class T, class Decays>

@@ -62,15 +62,13 @@ class Prepare {
           if (first >= plan_.preparers * kTokens) ptx::bar_sync(barriers.empty(preparer_), barriers.threads);
           in_.fetch_values(first);
         }
-        store_in_parts(sums_of(x.r), [&](int part, const Fragment& f) {
-          store_fragment(stage_.r(block, part), lane_, as_right(f));
-        });
+        store_in_parts(sums_of(x.r),
+                       [&](int part, const Fragment& f) { store_fragment(stage_.r(block, part), lane_, as_right(f)); });
         store_in_parts(sums_of(x.k), [&](int part, const Fragment& f) { stage_.k(part).store(block, lane_, f); });
         store_decay(decays, block);
       }
-      store_in_parts(scores.matrix(g_, t_), [&](int part, const Fragment& f) {
-        store_fragment(stage_.scores(part), lane_, as_right(f));
-      });
+      store_in_parts(scores.matrix(g_, t_),
+                     [&](int part, const Fragment& f) { store_fragment(stage_.scores(part), lane_, as_right(f)); });
       in_.template wait<2>();
       ptx::bar_arrive(barriers.full(preparer_), barriers.threads);
     }

@@ -52,7 +52,7 @@ class StateWarp : public ValueRows<T, kSize> {
     // --- S <- S diag(D) + V' K^ + U' B^
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-this->scale(block, stage.decay());
+      this->scale(block, stage.decay());
       multiply_add<T>(s_[block], v, stage.k().load_transposed_right(block, lane_));
       multiply_add<T>(s_[block], u, stage.b().load_transposed_right(block, lane_));
     }
