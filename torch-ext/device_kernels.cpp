@@ -32,6 +32,7 @@ constexpr DeviceKernels kCpuKernels = {
     .wkv4_step = &run<&Table::wkv4_forward, Wkv4Params>,
     .has_chunks = nullptr,
     .wkv6_forward = &run<&Table::wkv6_forward, Wkv6Params>,
+    .wkv6_chunk_scratch_bytes = nullptr,
     .wkv6_chunk_forward = nullptr,
     .wkv6_backward_plan = &whole_heads<Wkv6Params>,
     .wkv6_backward = &run<&Table::wkv6_backward, Wkv6Params, Wkv6Gradients>,

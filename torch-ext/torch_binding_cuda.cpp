@@ -56,10 +56,11 @@ BackwardPlan plan(const Params& p, const Call& call) {
   return {split.parts, split.scratch_bytes};
 }
 
-template <auto kQuestion>
-bool ask(const Call& call) {
+// kQuestion(params…) about the device of the call.
+template <auto kQuestion, class... Params>
+auto ask(const Params&... params, const Call& call) {
   const torch::stable::accelerator::DeviceGuard guard(call.device_index);
-  return kQuestion();
+  return kQuestion(params...);
 }
 
 constexpr DeviceKernels kCudaKernels = {
@@ -70,6 +71,7 @@ constexpr DeviceKernels kCudaKernels = {
     .wkv4_step = &run<&cuda::wkv4_step, Wkv4Params>,
     .has_chunks = &ask<&cuda::has_chunks>,
     .wkv6_forward = &run<&cuda::wkv6_forward, Wkv6Params>,
+    .wkv6_chunk_scratch_bytes = &ask<&cuda::wkv6_chunk_scratch_bytes, Wkv6Params>,
     .wkv6_chunk_forward = &run<&cuda::wkv6_chunk_forward, Wkv6Params>,
     .wkv6_backward_plan = &plan<&cuda::wkv6_backward_split, Wkv6Params>,
     .wkv6_backward = &run<&cuda::wkv6_backward, Wkv6Params, Wkv6Gradients>,

@@ -70,7 +70,10 @@ Outputs forward(bool chunks, Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, O
   p.y = view_tokens(y);
   p.final_state = view_state(final_state);
   p.checkpoints = save ? checkpoints.data_ptr() : nullptr;
-  (chunks ? kernels.wkv6_chunk_forward : kernels.wkv6_forward)(p, sizes.call(r));
+  const Call call = sizes.call(r);
+  const Tensor scratch = allocate(r, {chunks ? kernels.wkv6_chunk_scratch_bytes(p, call) : 0}, ScalarType::Byte);
+  p.summaries = scratch.data_ptr();
+  (chunks ? kernels.wkv6_chunk_forward : kernels.wkv6_forward)(p, call);
   return {y, final_state, checkpoints};
 }
 

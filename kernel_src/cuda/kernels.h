@@ -25,6 +25,8 @@ cudaError_t wkv6_forward(const Wkv6Params&, cudaStream_t);
 RowSplit wkv6_backward_split(const Wkv6Params&);
 cudaError_t wkv6_backward(const Wkv6Params&, const Wkv6Gradients&, cudaStream_t);
 cudaError_t wkv6_step(const Wkv6Params&, cudaStream_t);
+// With p.summaries of so many bytes.
+int64_t wkv6_chunk_scratch_bytes(const Wkv6Params&);
 cudaError_t wkv6_chunk_forward(const Wkv6Params&, cudaStream_t);
 
 cudaError_t wkv7_forward(const Wkv7Params&, cudaStream_t);

@@ -72,6 +72,7 @@ struct Wkv6Params {
   View y;                          // [B, T, H, N]
   View final_state;                // [S or pool, H, N_value, N_key]; may be the same memory as state
   void* checkpoints = nullptr;     // [blocks, H, N_value, N_key], fp32 (fp64 for fp64 inputs), or nullptr
+  void* summaries = nullptr;       // scratch memory of wkv6_chunk_forward
 };
 
 struct Wkv6Gradients {

@@ -29,6 +29,7 @@ CASES = {
         "dtype": torch.float16,
         "wide_dtype": torch.float32,
     },
+    "segments": {"tokens": 450, "heads": 1},
     "packed": {"lengths": [5, 0, 32, 1, 16, 130], "heads": 1},
 }
 

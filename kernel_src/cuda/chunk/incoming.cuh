@@ -18,8 +18,9 @@ class Incoming {
     return kVectors * Tile<kSize>::kBytes + (kDecayOfTokens ? decay : 0);
   }
 
-  // memory: of bytes(); values: of the stage; `vectors` and w stay where they are.
-  __device__ __forceinline__ Incoming(const View* const (&vectors)[kVectors], const View& w, const View& v,
+  // The first kVectors of `vectors`. memory: of bytes(); values: of the stage. All views stay where they are.
+  template <int kCount>
+  __device__ __forceinline__ Incoming(const View* const (&vectors)[kCount], const View& w, const View& v,
                                       const ChunkPlan& plan, const PrepareTask& task, char* memory, Tile<kSize> values)
       : plan_(plan),
         w_view_(w),

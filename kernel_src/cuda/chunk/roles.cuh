@@ -12,6 +12,8 @@ struct ChunkPlan {
   int state_warps;  // of a block, 16 value rows each
   int preparers;    // further warps of a block
   bool wide_decay;  // w is fp32
+  int segments;     // of a sequence, of segment_tokens tokens each; the last may be shorter
+  int segment_tokens;
 };
 
 // A preparing warp and all state warps of a block meet at two barriers: when a stage is full, and when it is empty.
@@ -27,8 +29,8 @@ constexpr int kMostPreparers = 7;  // of 15 barriers
 
 // What a preparing warp is to do: every `plan.preparers`-th chunk from chunk number `preparer` on.
 struct PrepareTask {
-  int64_t batch, begin, head;  // of the sequence's first token
-  int length;                  // of the sequence
+  int64_t batch, begin, head;  // of the first token
+  int length;                  // tokens
   int split;                   // which of the blocks that share the head's rows
   int preparer;
   char* memory;

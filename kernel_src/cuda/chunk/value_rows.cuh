@@ -31,8 +31,18 @@ class ValueRows {
     });
   }
 
+  // What a segment of tokens with these summaries, [N_value, N_key] and [N_key], makes of the state before it.
+  __device__ __forceinline__ void append(const float* matrix, const float* decays) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) scale(block, decays);
+    for_each_pair([&](int row, int column, float& x, float& y) {
+      const float2 pair = *reinterpret_cast<const float2*>(matrix + row * kSize + column);
+      x += pair.x, y += pair.y;
+    });
+  }
+
  protected:
-  // Columns 16 block … 16 block + 15 by the decays of a chunk, [kSize] in shared memory.
+  // Columns 16 block … 16 block + 15 by decays [kSize].
   __device__ __forceinline__ void scale(int block, const float* decays) {
     const float2* const decay = reinterpret_cast<const float2*>(decays) + lane_ % 4;
 #pragma unroll

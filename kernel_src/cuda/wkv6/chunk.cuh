@@ -47,9 +47,9 @@ struct Stage {
 
 // Shared memory of a preparing warp: its stage, what all chunks of a head have in common, and the chunk on its way from
 // global memory.
-template <class T, int kSize, bool kDecayOfTokens>
+template <class T, int kSize, bool kDecayOfTokens, bool kSummarizes>
 struct PrepareMemory {
-  using In = Incoming<kSize, 2, kDecayOfTokens>;  // r and k
+  using In = Incoming<kSize, kSummarizes ? 1 : 2, kDecayOfTokens>;  // k and r
   static constexpr int kBonus = Stage<T, kSize>::kBytes;
   static constexpr int kLog2Decay = kBonus + kSize * static_cast<int>(sizeof(float));
   static constexpr int kIn = kLog2Decay + (kDecayOfTokens ? 0 : kSize * static_cast<int>(sizeof(float)));

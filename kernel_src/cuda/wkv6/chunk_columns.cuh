@@ -1,6 +1,8 @@
 // Sixteen columns of a chunk: scaled for the products of every pair of tokens, and for those with the state.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/chunk/dyadic.cuh"
 
 namespace flash_rwkv::cuda::wkv6_chunk {
@@ -74,6 +76,32 @@ struct ConstantDecays {
   __device__ __forceinline__ float log2_of_chunk(int column) const { return counts.chunk * log2_decay[column]; }
 };
 
+// Scales r and k: before level `kLevel`, level(integral_constant) is called; after all of them these are R~ and K^.
+template <class Decays, class Level>
+__device__ __forceinline__ void scale(int g, Columns& x, Decays& decays, const Level& level) {
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    x.r[1][c] *= ptx::ex2_approx_ftz_f32(decays.log2_of_token(0, c));
+    x.k[0][c] *= ptx::ex2_approx_ftz_f32(decays.log2_of_token(1, c));
+  }
+  decays.start();
+  const auto ascend = [&](auto at) {
+    level(at);
+    float for_queries[4], for_keys[4];
+    decays.template ascend<at.value>(g, for_queries, for_keys);
+#pragma unroll
+    for (int token = 0; token < 2; ++token)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        x.r[token][c] *= for_queries[c];
+        x.k[token][c] *= for_keys[c];
+      }
+  };
+  ascend(std::integral_constant<int, 1>());
+  ascend(std::integral_constant<int, 2>());
+  ascend(std::integral_constant<int, 3>());
+}
+
 // Products of all queries with all keys at each level: of these, those count that belong to it. At level 0 that are odd
 // tokens with the even ones before them, in [2] and [3].
 struct Scores {
@@ -88,17 +116,12 @@ struct Scores {
     // Nothing lies between an odd token and the even one before it.
     mma<T>(pairs, raw_r.x, raw_k.x[0], raw_k.x[2]);
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
+    for (int c = 0; c < 4; ++c)
 #pragma unroll
       for (int token = 0; token < 2; ++token)
         diagonal[token] = fmaf(x.r[token][c] * bonus[c], x.k[token][c], diagonal[token]);
-      x.r[1][c] *= ptx::ex2_approx_ftz_f32(decays.log2_of_token(0, c));
-      x.k[0][c] *= ptx::ex2_approx_ftz_f32(decays.log2_of_token(1, c));
-    }
-    decays.start();
-    add_level<T, 1>(g, x, decays);
-    add_level<T, 2>(g, x, decays);
-    add_level<T, 3>(g, x, decays);
+    scale(g, x, decays,
+          [&](auto at) { multiply_add<T>(level[at.value], left_of<T>(x.r[0], x.r[1]), right_of<T>(x.k[0], x.k[1])); });
   }
 
   // The scores [token, token] of this warp's lanes, once all columns have been added.
@@ -122,21 +145,6 @@ struct Scores {
         a.x[key][i] = apart == 0 ? same : g > 2 * t + column ? below : 0.0f;
       }
     return a;
-  }
-
- private:
-  template <class T, int kLevel, class Decays>
-  __device__ __forceinline__ void add_level(int g, Columns& x, Decays& decays) {
-    multiply_add<T>(level[kLevel], left_of<T>(x.r[0], x.r[1]), right_of<T>(x.k[0], x.k[1]));
-    float for_queries[4], for_keys[4];
-    decays.template ascend<kLevel>(g, for_queries, for_keys);
-#pragma unroll
-    for (int token = 0; token < 2; ++token)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        x.r[token][c] *= for_queries[c];
-        x.k[token][c] *= for_keys[c];
-      }
   }
 };
 

@@ -7,7 +7,7 @@
 namespace flash_rwkv::cuda {
 namespace {
 
-template <class T, int kSize_, bool kDecayOfTokens>
+template <class T, int kSize_, bool kDecayOfTokens, bool kSummarizes>
 struct ChunkForward {
   using Type = T;
   using Params = Wkv6Params;
@@ -15,32 +15,45 @@ struct ChunkForward {
   // Two blocks of ten warps, or one of twelve, leave a thread 96 or 168 registers.
   static constexpr int kMostWarps = kSize == 64 ? 10 : 12;
   static constexpr int kBlocksPerProcessor = kSize == 64 ? 2 : 1;
+  using Summarize = ChunkForward<T, kSize, kDecayOfTokens, true>;
   using Stage = wkv6_chunk::Stage<T, kSize>;
-  using Prepare = wkv6_chunk::Prepare<T, kSize, kDecayOfTokens>;
+  using Prepare = wkv6_chunk::Prepare<T, kSize, kDecayOfTokens, kSummarizes>;
   using StateWarp = wkv6_chunk::StateWarp<T, kSize>;
 
   static __host__ __device__ constexpr int memory_of_preparer(bool wide_decay) {
-    return wkv6_chunk::PrepareMemory<T, kSize, kDecayOfTokens>::bytes(wide_decay);
+    return wkv6_chunk::PrepareMemory<T, kSize, kDecayOfTokens, kSummarizes>::bytes(wide_decay);
   }
 };
 
-template <class T, int kSize>
-cudaError_t launch_chunks(const Wkv6Params& p, cudaStream_t stream) {
-  return p.decay_per_token ? chunk::launch_forward<ChunkForward<T, kSize, true>>(p, stream)
-                           : chunk::launch_forward<ChunkForward<T, kSize, false>>(p, stream);
+// f(the Op), or nothing where there is none.
+template <class F>
+void dispatch(const Wkv6Params& p, const F& f) {
+  const auto of_size = [&](auto type, auto size) {
+    using T = decltype(type);
+    if (p.decay_per_token) f(ChunkForward<T, size.value, true, false>());
+    else f(ChunkForward<T, size.value, false, false>());
+  };
+  dispatch_dtype(p.r.dtype, [&](auto type) {
+    if constexpr (sizeof(type) == 2) {
+      if (p.head_size == 64) of_size(type, std::integral_constant<int, 64>());
+      else if (p.head_size == 128) of_size(type, std::integral_constant<int, 128>());
+    }
+    return cudaSuccess;
+  });
 }
 
 }  // namespace
 
+int64_t wkv6_chunk_scratch_bytes(const Wkv6Params& p) {
+  int64_t bytes = 0;
+  dispatch(p, [&](auto op) { bytes = chunk::bytes_of_summaries<decltype(op)>(p); });
+  return bytes;
+}
+
 cudaError_t wkv6_chunk_forward(const Wkv6Params& p, cudaStream_t stream) {
-  return dispatch_dtype(p.r.dtype, [&](auto type) {
-    using T = decltype(type);
-    if constexpr (sizeof(T) == 2) {
-      if (p.head_size == 64) return launch_chunks<T, 64>(p, stream);
-      if (p.head_size == 128) return launch_chunks<T, 128>(p, stream);
-    }
-    return cudaErrorInvalidValue;
-  });
+  cudaError_t error = cudaErrorInvalidValue;
+  dispatch(p, [&](auto op) { error = chunk::launch_forward<decltype(op)>(p, stream); });
+  return error;
 }
 
 }  // namespace flash_rwkv::cuda

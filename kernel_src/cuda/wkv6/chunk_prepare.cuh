@@ -1,4 +1,5 @@
-// The part of a chunk that does not depend on the state: one warp makes it, for every `preparers`-th chunk.
+// The part of a chunk that does not depend on the state: one warp makes it, for every `preparers`-th chunk. To summarize
+// chunks takes keys alone.
 #pragma once
 
 #include "cuda/wkv6/chunk.cuh"
@@ -6,7 +7,7 @@
 
 namespace flash_rwkv::cuda::wkv6_chunk {
 
-template <class T, int kSize, bool kDecayOfTokens>
+template <class T, int kSize, bool kDecayOfTokens, bool kSummarizes>
 class Prepare {
  public:
   // task.memory: Memory::bytes().
@@ -21,7 +22,7 @@ class Prepare {
         stage_{task.memory},
         bonus_(reinterpret_cast<float*>(task.memory + Memory::kBonus)),
         log2_decay_(reinterpret_cast<float*>(task.memory + Memory::kLog2Decay)),
-        in_({&p.r, &p.k}, p.w, p.v, plan, task, task.memory + Memory::kIn, stage_.v()) {
+        in_({&p.k, &p.r}, p.w, p.v, plan, task, task.memory + Memory::kIn, stage_.v()) {
     for (int column = lane_; column < kSize; column += kWarp) {
       bonus_[column] = load_as_float(p.u.data, task.head * p.u.stride[2] + column, p.u.dtype);
       if constexpr (!kDecayOfTokens) {
@@ -45,7 +46,9 @@ class Prepare {
 #pragma unroll 1
       for (int block = 0; block < kBlocks; ++block) {
         if (block == kBlocks / 2) in_.template wait<2>();
-        const Fragment r = in_.vector(0).load(block, lane_), k = in_.vector(1).load(block, lane_);
+        const Fragment k = in_.vector(0).load(block, lane_);
+        Fragment r = {};
+        if constexpr (!kSummarizes) r = in_.vector(1).load(block, lane_);
         auto decays = load_decays(block, counts, first);
         // What half of the columns have come from is free for those of the chunk after.
         if (block % (kBlocks / 2) == kBlocks / 2 - 1) {
@@ -55,27 +58,34 @@ class Prepare {
         Columns x;
         unpack<T>(r, x.r);
         unpack<T>(k, x.k);
-        float bonus[4];
-        load_four(bonus_, block, bonus);
-        scores.add<T>(g_, r, k, bonus, x, decays);
+        if constexpr (kSummarizes) {
+          scale(g_, x, decays, [](auto) {});
+        } else {
+          float bonus[4];
+          load_four(bonus_, block, bonus);
+          scores.add<T>(g_, r, k, bonus, x, decays);
+        }
         if (block == 0) {
           if (first >= plan_.preparers * kTokens) ptx::bar_sync(barriers.empty(preparer_), barriers.threads);
           in_.fetch_values(first);
         }
-        store_in_parts(sums_of(x.r),
-                       [&](int part, const Fragment& f) { store_fragment(stage_.r(block, part), lane_, as_right(f)); });
+        if constexpr (!kSummarizes)
+          store_in_parts(sums_of(x.r), [&](int part, const Fragment& f) {
+            store_fragment(stage_.r(block, part), lane_, as_right(f));
+          });
         store_in_parts(sums_of(x.k), [&](int part, const Fragment& f) { stage_.k(part).store(block, lane_, f); });
         store_decay(decays, block);
       }
-      store_in_parts(scores.matrix(g_, t_),
-                     [&](int part, const Fragment& f) { store_fragment(stage_.scores(part), lane_, as_right(f)); });
+      if constexpr (!kSummarizes)
+        store_in_parts(scores.matrix(g_, t_),
+                       [&](int part, const Fragment& f) { store_fragment(stage_.scores(part), lane_, as_right(f)); });
       in_.template wait<2>();
       ptx::bar_arrive(barriers.full(preparer_), barriers.threads);
     }
   }
 
  private:
-  using Memory = PrepareMemory<T, kSize, kDecayOfTokens>;
+  using Memory = PrepareMemory<T, kSize, kDecayOfTokens, kSummarizes>;
   static constexpr int kBlocks = kSize / 16;
 
   // This lane's columns of a vector in shared memory.

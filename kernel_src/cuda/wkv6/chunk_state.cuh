@@ -9,7 +9,10 @@ namespace flash_rwkv::cuda::wkv6_chunk {
 template <class T, int kSize>
 class StateWarp : public ValueRows<T, kSize> {
  public:
-  using ValueRows<T, kSize>::ValueRows;
+  __device__ __forceinline__ StateWarp(int first_row) : ValueRows<T, kSize>(first_row) {
+#pragma unroll
+    for (float& decay : decays_) decay = 1.0f;
+  }
 
   // y: of the chunk's first token, this head; `tokens` of them are written. release() is called when the stage has been
   // read.
@@ -31,16 +34,22 @@ class StateWarp : public ValueRows<T, kSize> {
         multiply_add<T>(out, s, load_fragment<RightFragment>(stage.r(block, part), lane_));
     }
 
-    // --- S <- S diag(D) + V' K^
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      this->scale(block, stage.decay());
-#pragma unroll
-      for (int part = 0; part < kParts; ++part)
-        multiply_add<T>(s_[block], v, stage.k(part).load_transposed_right(block, lane_));
-    }
+    update(stage, v);
     release();
     this->write(out, y, y_stride, tokens);
+  }
+
+  // The same without y; the decays are multiplied up.
+  template <class Release>
+  __device__ __forceinline__ void absorb(const Stage<T, kSize>& stage, const Release& release) {
+    update(stage, stage.v().load_transposed(first_row_ / 16, lane_));
+#pragma unroll
+    for (int i = 0; i < kSize / kWarp; ++i) decays_[i] *= stage.decay()[i * kWarp + lane_];
+    release();
+  }
+  __device__ __forceinline__ void store_decays(float* to) const {
+#pragma unroll
+    for (int i = 0; i < kSize / kWarp; ++i) to[i * kWarp + lane_] = decays_[i];
   }
 
  private:
@@ -49,6 +58,19 @@ class StateWarp : public ValueRows<T, kSize> {
   using ValueRows<T, kSize>::lane_;
   using ValueRows<T, kSize>::first_row_;
   using ValueRows<T, kSize>::s_;
+
+  // S <- S diag(D) + V' K^
+  __device__ __forceinline__ void update(const Stage<T, kSize>& stage, const Fragment& v) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      this->scale(block, stage.decay());
+#pragma unroll
+      for (int part = 0; part < kParts; ++part)
+        multiply_add<T>(s_[block], v, stage.k(part).load_transposed_right(block, lane_));
+    }
+  }
+
+  float decays_[kSize / kWarp];
 };
 
 }  // namespace flash_rwkv::cuda::wkv6_chunk

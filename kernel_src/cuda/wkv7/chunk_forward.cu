@@ -17,6 +17,7 @@ struct ChunkForward {
   // Two blocks of eight warps, or one of twelve, leave a thread 128 or 168 registers.
   static constexpr int kMostWarps = kSize == 64 ? 8 : 12;
   static constexpr int kBlocksPerProcessor = kSize == 64 ? 2 : 1;
+  using Summarize = void;
   using Stage = wkv7_chunk::Stage<kSize>;
   using Prepare = wkv7_chunk::Prepare<T, kSize>;
   using StateWarp = wkv7_chunk::StateWarp<T, kSize>;

@@ -29,6 +29,7 @@ constexpr DeviceKernels kKernels = {
     .wkv4_step = &run<&cuda::wkv4_step, Wkv4Params>,
     .has_chunks = [](const Call&) { return cuda::has_chunks(); },
     .wkv6_forward = &run<&cuda::wkv6_forward, Wkv6Params>,
+    .wkv6_chunk_scratch_bytes = [](const Wkv6Params& p, const Call&) { return cuda::wkv6_chunk_scratch_bytes(p); },
     .wkv6_chunk_forward = &run<&cuda::wkv6_chunk_forward, Wkv6Params>,
     .wkv6_backward_plan = &plan<&cuda::wkv6_backward_split, Wkv6Params>,
     .wkv6_backward = &run<&cuda::wkv6_backward, Wkv6Params, Wkv6Gradients>,
