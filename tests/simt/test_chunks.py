@@ -64,7 +64,7 @@ def test_checkpoints(simt_kernel, operator, lengths) -> None:
 
 def test_segments(simt_kernel, operator) -> None:
     """Where heads are few and tokens come in segments, only rounding changes, in checkpoints too."""
-    inputs, keywords = make_case(operator, tokens=450, heads=1, decay="exp")
+    inputs, _ = make_case(operator, tokens=450, heads=1, decay="exp")
     arguments = [inputs[name] for name in (*operator.inputs, "state")]
     ops = sys.modules[f"{simt_kernel.__name__}._ops"].ops
     results = {}
