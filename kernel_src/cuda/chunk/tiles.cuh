@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/chunk/fragments.cuh"
+#include "cuda/heads/layout.cuh"
 #include "cuda/heads/stage.cuh"
 
 namespace flash_rwkv::cuda::chunk {
@@ -21,35 +22,39 @@ struct Tile {
   char* data;
 
   __device__ __forceinline__ static int offset(int row, int piece) { return row * kRowBytes + (piece ^ row % 8) * 16; }
+  // The same, `block` blocks of two pieces further: what comes before ^ is the same for all blocks.
+  __device__ __forceinline__ static int offset(int row, int piece, int block) {
+    return offset(row, piece) ^ 32 * block;
+  }
 
   // Columns 16 block … 16 block + 15 of all tokens: tokens by columns.
   __device__ __forceinline__ Fragment load(int block, int lane) const {
     Fragment f;
-    ptx::ldmatrix_x4(f.x, data + offset(lane % 16, 2 * block + lane / 16));
+    ptx::ldmatrix_x4(f.x, data + offset(lane % 16, lane / 16, block));
     return f;
   }
 
   // The same, columns by tokens.
   __device__ __forceinline__ Fragment load_transposed(int block, int lane) const {
     Fragment f;
-    ptx::ldmatrix_x4_trans(f.x, data + offset(lane / 16 * 8 + lane % 8, 2 * block + lane / 8 % 2));
+    ptx::ldmatrix_x4_trans(f.x, data + offset(lane / 16 * 8 + lane % 8, lane / 8 % 2, block));
     return f;
   }
   __device__ __forceinline__ RightFragment load_transposed_right(int block, int lane) const {
     RightFragment f;
-    ptx::ldmatrix_x4_trans(f.x, data + offset(lane % 16, 2 * block + lane / 16));
+    ptx::ldmatrix_x4_trans(f.x, data + offset(lane % 16, lane / 16, block));
     return f;
   }
 
-  // Elements 2t and 2t + 1 of a piece.
-  __device__ __forceinline__ void store(int row, int piece, int t, unsigned word) const {
-    *reinterpret_cast<unsigned*>(data + offset(row, piece) + 4 * t) = word;
+  // Elements 2t and 2t + 1 of a block's piece.
+  __device__ __forceinline__ void store(int row, int block, int piece, int t, unsigned word) const {
+    *reinterpret_cast<unsigned*>(data + offset(row, piece, block) + 4 * t) = word;
   }
 
   // A fragment, as load() gives it.
   __device__ __forceinline__ void store(int block, int lane, const Fragment& f) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) store(lane / 4 + i % 2 * 8, 2 * block + i / 2, lane % 4, f.x[i]);
+    for (int i = 0; i < 4; ++i) store(lane / 4 + i % 2 * 8, block, i / 2, lane % 4, f.x[i]);
   }
 };
 

@@ -1,8 +1,8 @@
 // The part of a chunk that does not depend on the state: one warp makes it, for every `preparers`-th chunk.
 #pragma once
 
-#include "cuda/chunk/dyadic.cuh"
-#include "cuda/wkv7/chunk.cuh"
+#include "cuda/wkv7/chunk_columns.cuh"
+#include "cuda/wkv7/chunk_matrices.cuh"
 
 namespace flash_rwkv::cuda::wkv7_chunk {
 
@@ -19,8 +19,14 @@ class Prepare {
         length_(task.length),
         warp_(task.preparer),
         to_fetch_(task.preparer * kTokens),
+        columns_(p.decay, task.length),
         stage_{task.memory},
-        ab_(reinterpret_cast<uint4*>(task.memory + Stage<kSize>::kBytes)),
+        matrices_{reinterpret_cast<uint4*>(task.memory + Stage<kSize>::kBytes),
+                  stage_.matrix(Stage<kSize>::kAk),
+                  stage_.matrix(Stage<kSize>::kRb),
+                  stage_.matrix(Stage<kSize>::kRk),
+                  stage_.matrix(Stage<kSize>::kRbRest),
+                  stage_.matrix(Stage<kSize>::kRkRest)},
         in_(task.memory + Stage<kSize>::kBytes + PrepareMemory<kSize>::kAbBytes) {
     const auto first_of = [&](const View& view, int64_t token, int piece) {
       const TokenRows rows = token_rows(view, task.batch, task.begin, task.head);
@@ -39,7 +45,7 @@ class Prepare {
   }
 
   __device__ __forceinline__ void run() {
-    clear_matrices();
+    matrices_.clear();
     const Barriers barriers(plan_);
     fetch(0);
     fetch(1);
@@ -56,18 +62,18 @@ class Prepare {
           __syncwarp();
           fetch(2 * block / kBlocks);
         }
-        Slice x = unpacked(raw, first);
-        scale(raw, x, scores, diagonal);
+        Slice x = columns_.unpacked(raw, first);
+        columns_.scale(raw, x, scores, diagonal);
         if (block == 0) {
           if (first >= plan_.preparers * kTokens) ptx::bar_sync(barriers.empty(warp_), barriers.threads);
           fetch_values(first);
         }
         store(x, block);
       }
-      store_scores(scores);
-      store_diagonal(diagonal);
+      matrices_.store_scores(scores);
+      matrices_.store_diagonal(diagonal);
       __syncwarp();
-      store_fragment(stage_.matrix(Stage<kSize>::kInverse), lane_, as_right(inverse()));
+      store_fragment(stage_.matrix(Stage<kSize>::kInverse), lane_, as_right(matrices_.inverse()));
       wait<2>();
       ptx::bar_arrive(barriers.full(warp_), barriers.threads);
     }
@@ -79,16 +85,6 @@ class Prepare {
   using WideCopies = TileCopies<kSize / 8>;  // the same, in fp32
   using ValueCopies = TileCopies<2>;         // of the rows of a state warp
   enum Vector { kR, kK, kA, kB, kW };
-
-  // Sixteen columns of the chunk as they came, and of this lane's two tokens four columns each in fp32.
-  struct Raw {
-    Fragment r, k, a, b;
-    float w[2][4];
-  };
-  struct Slice {
-    float r[2][4], k[2][4], a[2][4], b[2][4];
-    float log2_decay[2][4];
-  };
 
   // --- Copies. Of each chunk three groups, in this order: a half of all columns, the other one, the values.
 
@@ -157,14 +153,6 @@ class Prepare {
 
   __device__ __forceinline__ Tile<kSize> tile(int vector) const { return {in_ + vector * Tile<kSize>::kBytes}; }
 
-  __device__ __forceinline__ static void unpack(const Fragment& f, float (&x)[2][4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[i % 2][i / 2 * 2] = Pair<T>::first(f.x[i]);
-      x[i % 2][i / 2 * 2 + 1] = Pair<T>::second(f.x[i]);
-    }
-  }
-
   __device__ __forceinline__ Raw load(int block) const {
     Raw x = {tile(kR).load(block, lane_), tile(kK).load(block, lane_), tile(kA).load(block, lane_),
              tile(kB).load(block, lane_)};
@@ -177,197 +165,17 @@ class Prepare {
         x.w[i % 2][i / 2 * 2 + 1] = pair.y;
       }
     } else {
-      unpack(tile(kW).load(block, lane_), x.w);
+      unpack<T>(tile(kW).load(block, lane_), x.w);
     }
     return x;
-  }
-
-  // first: token of the chunk.
-  __device__ __forceinline__ Slice unpacked(const Raw& raw, int first) const {
-    Slice x;
-    unpack(raw.r, x.r);
-    unpack(raw.k, x.k);
-    unpack(raw.a, x.a);
-    unpack(raw.b, x.b);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) x.log2_decay[i / 4][i % 4] = raw.w[i / 4][i % 4];
-    log2_decays(p_.decay, x.log2_decay);
-    if (first + kTokens > length_) {
-      // Tokens past the end change nothing: their vectors are zeros, and they keep what there is.
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (first + 2 * g_ + i / 4 >= length_) x.log2_decay[i / 4][i % 4] = 0.0f;
-    }
-    return x;
-  }
-
-  // Adds this slice's share to the scores of every level, and leaves A~, R~, B^ and K^ and the sum of all log decays.
-  __device__ __forceinline__ void scale(const Raw& raw, Slice& x, Sums (&scores)[kLevels], float (&diagonal)[4]) const {
-    float decay[2][4];
-#pragma unroll
-    for (int token = 0; token < 2; ++token)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        diagonal[token] = fmaf(x.r[token][c], x.b[token][c], diagonal[token]);
-        diagonal[2 + token] = fmaf(x.r[token][c], x.k[token][c], diagonal[2 + token]);
-        decay[token][c] = ptx::ex2_approx_ftz_f32(x.log2_decay[token][c]);
-        x.r[token][c] *= decay[token][c];
-      }
-    // Nothing lies between a_t and b_{t-1} or k_{t-1}, nor behind r_t but its own decay.
-    const Fragment queries = {
-        {raw.a.x[1], Pair<T>::pack(x.r[1][0], x.r[1][1]), raw.a.x[3], Pair<T>::pack(x.r[1][2], x.r[1][3])}};
-    const RightFragment keys = {{raw.b.x[0], raw.b.x[2], raw.k.x[0], raw.k.x[2]}};
-    multiply_add<T>(scores[0], queries, keys);
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      x.a[1][c] *= decay[0][c];
-      x.r[1][c] *= decay[0][c];
-      x.b[0][c] *= decay[1][c];
-      x.k[0][c] *= decay[1][c];
-      x.log2_decay[0][c] += x.log2_decay[1][c];
-    }
-    level<1>(x, scores[1]);
-    level<2>(x, scores[2]);
-    level<3>(x, scores[3]);
-  }
-
-  __device__ __forceinline__ static Operands operands(const Slice& x, int token) {
-    return {left_of<T>(x.a[token], x.r[token]), right_of<T>(x.b[token], x.k[token])};
-  }
-
-  template <int kLevel>
-  __device__ __forceinline__ void level(Slice& x, Sums& scores) const {
-    const Operands both = exchanged<kLevel>(g_, operands(x, 0), operands(x, 1));
-    multiply_add<T>(scores, both.queries, both.keys);
-    float for_queries[4], for_keys[4];
-    ascend<kLevel>(g_, x.log2_decay[0], for_queries, for_keys);
-#pragma unroll
-    for (int token = 0; token < 2; ++token)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        x.a[token][c] *= for_queries[c];
-        x.r[token][c] *= for_queries[c];
-        x.b[token][c] *= for_keys[c];
-        x.k[token][c] *= for_keys[c];
-      }
   }
 
   __device__ __forceinline__ void store(const Slice& x, int block) const {
     store_fragment(stage_.a(block), lane_, right_of<T>(x.a[0], x.a[1]));
     store_fragment(stage_.r(block), lane_, right_of<T>(x.r[0], x.r[1]));
-    store_rows(stage_.b(), x.b, block);
-    store_rows(stage_.k(), x.k, block);
-    if (g_ == 0) {
-      float2* const to = reinterpret_cast<float2*>(stage_.decay() + 16 * block + 2 * t_);
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        to[4 * i] = make_float2(ptx::ex2_approx_ftz_f32(x.log2_decay[0][2 * i]),
-                                ptx::ex2_approx_ftz_f32(x.log2_decay[0][2 * i + 1]));
-    }
-  }
-
-  __device__ __forceinline__ void store_rows(const Tile<kSize>& to, const float (&x)[2][4], int block) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float* const pair = &x[i % 2][i / 2 * 2];
-      to.store(g_ + i % 2 * 8, 2 * block + i / 2, t_, Pair<T>::pack(pair[0], pair[1]));
-    }
-  }
-
-  // --- Matrices over tokens. What no pair of tokens belongs to stays zero.
-
-  __device__ __forceinline__ void clear_matrices() {
-    for (int i = 0; i < Stage<kSize>::kMatrices; ++i) stage_.matrix(i)[lane_] = make_uint4(0, 0, 0, 0);
-    ab_[lane_] = make_uint4(0, 0, 0, 0);
-    __syncwarp();
-  }
-
-  // Two elements of a row that lie side by side, or the first of them alone.
-  template <bool kPair>
-  __device__ __forceinline__ static void store_elements(uint4* matrix, int element, float x, float y) {
-    T* const to = reinterpret_cast<T*>(matrix) + element;
-    if constexpr (kPair) *reinterpret_cast<unsigned*>(to) = Pair<T>::pack(x, y);
-    else *to = from_float<T>(x);
-  }
-
-  // Of A_rb or A_rk, in two parts where one is not enough.
-  template <bool kPair>
-  __device__ __forceinline__ void store_in_parts(int which, int element, float x, float y) const {
-    store_elements<kPair>(stage_.matrix(which), element, x, y);
-    if constexpr (kSplit<T>)
-      store_elements<kPair>(stage_.matrix(which + 1), element, x - to_float(from_float<T>(x)),
-                            y - to_float(from_float<T>(y)));
-  }
-
-  // Keys `key` and, for a pair, key + 1 of a level.
-  template <bool kPair>
-  __device__ __forceinline__ void store_scores(const Sums& s, int level, int key, int i) const {
-    if (!same_block(g_, key, level)) return;
-    const int element = element_of_right(query_slot(g_, level), key_slot(key, level));
-    store_elements<kPair>(ab_, element, s.x[0][i], s.x[0][i + kPair]);
-    store_elements<kPair>(stage_.matrix(Stage<kSize>::kAk), element, s.x[1][i], s.x[1][i + kPair]);
-    store_in_parts<kPair>(Stage<kSize>::kRb, element, s.x[0][2 + i], s.x[0][2 + i + kPair]);
-    store_in_parts<kPair>(Stage<kSize>::kRk, element, s.x[1][2 + i], s.x[1][2 + i + kPair]);
-  }
-
-  __device__ __forceinline__ void store_scores(const Sums (&scores)[kLevels]) const {
-#pragma unroll
-    for (int level = 0; level < 2; ++level)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) store_scores<false>(scores[level], level, 2 * t_ + i, i);
-    // From here on keys of lanes 2t and 2t + 1 are neighbours.
-#pragma unroll
-    for (int level = 2; level < kLevels; ++level) store_scores<true>(scores[level], level, 2 * t_, 0);
-  }
-
-  // Nothing decays between a token and itself. The four lanes that share two tokens take one sum each.
-  __device__ __forceinline__ void store_diagonal(float (&x)[4]) const {
-    using Sum = ScatteredSums<2, 1, 4>;
-    Sum::reduce(x);
-    const int which = Sum::owned();
-    const int slot = g_ + which % 2 * 8;
-    store_in_parts<false>(which < 2 ? Stage<kSize>::kRb : Stage<kSize>::kRk, element_of_right(slot, slot), x[0], 0.0f);
-  }
-
-  // (I - A_ab)^-1, from blocks of 2 tokens to those of 4, 8 and 16: with P' the inverse of P, that of
-  // [[P, 0], [-A, Q]] is [[P', 0], [Q' A P', Q']]. T + T A T has it where T has P' and Q', and A is what A_ab has
-  // between them. Powers of A_ab would do with fewer steps, but grow as binomial coefficients do where keys repeat, and
-  // cancel then.
-  __device__ __forceinline__ Fragment inverse() const {
-    const RightFragment ab = load_fragment<RightFragment>(ab_, lane_);
-    const RightFragment ab_t = as_right(transposed({{ab.x[0], ab.x[2], ab.x[1], ab.x[3]}}));
-    Sums x, x_t;  // T and its transposed
-    const unsigned pairs = level_mask(g_, t_, 0);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      // Words 0 and 3 are of rows and columns that can be the same; i counts in the order of right operands.
-      const bool same = i % 3 == 0;
-      float (&to)[4] = x.x[i % 2], (&to_t)[4] = x_t.x[i % 2];
-      to[i / 2 * 2] = same ? (g_ == 2 * t_ ? 1.0f : 0.0f) : Pair<T>::first(ab.x[i] & pairs);
-      to[i / 2 * 2 + 1] = same ? (g_ == 2 * t_ + 1 ? 1.0f : 0.0f) : Pair<T>::second(ab.x[i] & pairs);
-      to_t[i / 2 * 2] = same ? to[i / 2 * 2] : Pair<T>::first(ab_t.x[i] & pairs);
-      to_t[i / 2 * 2 + 1] = same ? to[i / 2 * 2 + 1] : Pair<T>::second(ab_t.x[i] & pairs);
-    }
-#pragma unroll
-    for (int level = 1; level < kLevels; ++level) {
-      const Fragment t = rounded<T>(x), t_t = rounded<T>(x_t);
-      const unsigned mask = level_mask(g_, t_, level);
-      RightFragment between, between_t;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        between.x[i] = ab.x[i] & mask;
-        between_t.x[i] = ab_t.x[i] & mask;
-      }
-      Sums product = zero_sums();
-      multiply_add<T>(product, t, between_t);  // T A
-      multiply_add<T>(x, rounded<T>(product), as_right(t_t));
-      if (level + 1 < kLevels) {
-        Sums product_t = zero_sums();
-        multiply_add<T>(product_t, t_t, between);
-        multiply_add<T>(x_t, rounded<T>(product_t), as_right(t));
-      }
-    }
-    return rounded<T>(x);
+    columns_.store_rows(stage_.b(), x.b, block);
+    columns_.store_rows(stage_.k(), x.k, block);
+    columns_.store_decay(stage_.decay(), x, block);
   }
 
   const Wkv7Params& p_;
@@ -377,8 +185,9 @@ class Prepare {
   int to_fetch_;                            // first token of the next chunk to be fetched
   const char *r_, *k_, *a_, *b_, *w_, *v_;  // what this lane copies of it
   int first_v_piece_;
+  const Columns<T> columns_;
   const Stage<kSize> stage_;
-  uint4* const ab_;
+  const TokenMatrices<T, kSplit<T>> matrices_;
   char* const in_;
 };
 
