@@ -33,6 +33,8 @@ struct DeviceKernels {
   void (*wkv6_step)(const Wkv6Params&, const Call&);
   void (*wkv7_forward)(const Wkv7Params&, const Call&);
   void (*wkv7_chunk_forward)(const Wkv7Params&, const Call&);
+  BackwardPlan (*wkv7_chunk_backward_plan)(const Wkv7Params&, const Call&);
+  void (*wkv7_chunk_backward)(const Wkv7Params&, const Wkv7Gradients&, const Call&);
   BackwardPlan (*wkv7_backward_plan)(const Wkv7Params&, const Call&);
   void (*wkv7_backward)(const Wkv7Params&, const Wkv7Gradients&, const Call&);
   void (*wkv7_step)(const Wkv7Params&, const Call&);

@@ -50,6 +50,9 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   ops.def("wkv7_backward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor checkpoints,"
           " Tensor? grad_y, Tensor? grad_state, Tensor? cu_seqlens, int decay)"
           " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  ops.def("wkv7_chunk_backward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor checkpoints,"
+          " Tensor? grad_y, Tensor? grad_state, Tensor? cu_seqlens, int decay)"
+          " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   ops.def("wkv7_step_(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor(a!) state, Tensor? slots,"
           " int decay) -> Tensor");
 }

@@ -39,9 +39,12 @@ Outputs wkv7_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b,
                      OptionalTensor cu_seqlens, int64_t decay, bool save);
 Outputs wkv7_chunk_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
                            OptionalTensor cu_seqlens, int64_t decay, bool save);
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv7_backward(
-    Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor checkpoints, OptionalTensor grad_y,
-    OptionalTensor grad_state, OptionalTensor cu_seqlens, int64_t decay);
+using Wkv7Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+Wkv7Backward wkv7_backward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor checkpoints,
+                           OptionalTensor grad_y, OptionalTensor grad_state, OptionalTensor cu_seqlens, int64_t decay);
+Wkv7Backward wkv7_chunk_backward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor checkpoints,
+                                 OptionalTensor grad_y, OptionalTensor grad_state, OptionalTensor cu_seqlens,
+                                 int64_t decay);
 Tensor wkv7_step(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor state, OptionalTensor slots,
                  int64_t decay);
 
@@ -62,6 +65,7 @@ void implement(Library& ops) {
   ops.impl("wkv7_forward", TORCH_BOX(&wkv7_forward));
   ops.impl("wkv7_chunk_forward", TORCH_BOX(&wkv7_chunk_forward));
   ops.impl("wkv7_backward", TORCH_BOX(&wkv7_backward));
+  ops.impl("wkv7_chunk_backward", TORCH_BOX(&wkv7_chunk_backward));
   ops.impl("wkv7_step_", TORCH_BOX(&wkv7_step));
 }
 

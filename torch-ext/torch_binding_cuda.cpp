@@ -56,6 +56,12 @@ BackwardPlan plan(const Params& p, const Call& call) {
   return {split.parts, split.scratch_bytes};
 }
 
+template <auto kBytes, class Params>
+BackwardPlan scratch(const Params& p, const Call& call) {
+  const torch::stable::accelerator::DeviceGuard guard(call.device_index);
+  return {.scratch_bytes = kBytes(p)};
+}
+
 // kQuestion(params…) about the device of the call.
 template <auto kQuestion, class... Params>
 auto ask(const Params&... params, const Call& call) {
@@ -78,6 +84,8 @@ constexpr DeviceKernels kCudaKernels = {
     .wkv6_step = &run<&cuda::wkv6_step, Wkv6Params>,
     .wkv7_forward = &run<&cuda::wkv7_forward, Wkv7Params>,
     .wkv7_chunk_forward = &run<&cuda::wkv7_chunk_forward, Wkv7Params>,
+    .wkv7_chunk_backward_plan = &scratch<&cuda::wkv7_chunk_backward_scratch_bytes, Wkv7Params>,
+    .wkv7_chunk_backward = &run<&cuda::wkv7_chunk_backward, Wkv7Params, Wkv7Gradients>,
     .wkv7_backward_plan = &plan<&cuda::wkv7_backward_split, Wkv7Params>,
     .wkv7_backward = &run<&cuda::wkv7_backward, Wkv7Params, Wkv7Gradients>,
     .wkv7_step = &run<&cuda::wkv7_step, Wkv7Params>,

@@ -41,12 +41,19 @@ Wkv7Params check_inputs(const Checker& check, const HeadSizes& sizes, Inputs& in
   return p;
 }
 
+void check_chunk_gradients(const Checker& check, const HeadSizes& sizes) {
+  if (sizes.size != 64)
+    check.fail("algorithm 'chunk' has gradients for head size 64; expected 'auto' or 'recurrent', got 'chunk' for " +
+               std::to_string(sizes.size));
+}
+
 Outputs forward(bool chunks, Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
                 OptionalTensor cu_seqlens, int64_t decay, bool save) {
   const DeviceKernels& kernels = kernels_of(r);
   const Checker check("wkv7", "r", r);
   const HeadSizes sizes(check, "r", r, false);
   if (chunks) check_chunks(check, kernels, sizes, r);
+  if (chunks && save) check_chunk_gradients(check, sizes);
   Inputs in = {r, w, k, v, a, b};
   Wkv7Params p = check_inputs(check, sizes, in, decay);
   OptionalTensor packed;
@@ -69,36 +76,27 @@ Outputs forward(bool chunks, Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, T
   return {y, final_state, checkpoints};
 }
 
-}  // namespace
-
-Outputs wkv7_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
-                     OptionalTensor cu_seqlens, int64_t decay, bool save) {
-  return forward(false, r, w, k, v, a, b, state, cu_seqlens, decay, save);
-}
-
-Outputs wkv7_chunk_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
-                           OptionalTensor cu_seqlens, int64_t decay, bool save) {
-  return forward(true, r, w, k, v, a, b, state, cu_seqlens, decay, save);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv7_backward(
-    Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor checkpoints, OptionalTensor grad_y,
-    OptionalTensor grad_state, OptionalTensor cu_seqlens, int64_t decay) {
+Wkv7Backward backward(bool chunks, Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor checkpoints,
+                      OptionalTensor grad_y, OptionalTensor grad_state, OptionalTensor cu_seqlens, int64_t decay) {
   const DeviceKernels& kernels = kernels_of(r);
   const Checker check("wkv7", "r", r);
   const HeadSizes sizes(check, "r", r, false);
+  if (chunks) check_chunks(check, kernels, sizes, r);
+  if (chunks) check_chunk_gradients(check, sizes);
   Inputs in = {r, w, k, v, a, b};
   Wkv7Params p = check_inputs(check, sizes, in, decay);
   OptionalTensor packed;
   if (cu_seqlens) packed = check.cu_seqlens(*cu_seqlens, sizes.batch, sizes.tokens);
   const int64_t sequences = sizes.sequences(packed);
   p.sequences = sizes.describe(sequences, packed, kernels);
-  check_gradients(check, checkpoints, grad_y, grad_state, sizes, p.sequences, kernels.wkv7_checkpoint_rows);
+  if (chunks) p.sequences.checkpoint_tokens = kCheckpointTokens;
+  const int64_t saved_rows = chunks ? 0 : kernels.wkv7_checkpoint_rows;
+  check_gradients(check, checkpoints, grad_y, grad_state, sizes, p.sequences, saved_rows);
   p.checkpoints = checkpoints.data_ptr();
   const OptionalTensor readable_grad_y = readable_rows(grad_y);
   const OptionalTensor readable_grad_state = readable_rows(grad_state);
   const Call call = sizes.call(r);
-  const BackwardPlan plan = kernels.wkv7_backward_plan(p, call);
+  const BackwardPlan plan = (chunks ? kernels.wkv7_chunk_backward_plan : kernels.wkv7_backward_plan)(p, call);
   const Tensor scratch = allocate(r, {plan.scratch_bytes}, ScalarType::Byte);
 
   Tensor dr = allocate(r, sizes_of(r), check.dtype());
@@ -119,8 +117,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv7_backward
   g.db = view_tokens(db);
   g.dstate = view_state(dstate);
   g.scratch = scratch.data_ptr();
-  kernels.wkv7_backward(p, g, call);
+  (chunks ? kernels.wkv7_chunk_backward : kernels.wkv7_backward)(p, g, call);
   return {dr, dw, dk, dv, da, db, dstate};
+}
+
+}  // namespace
+
+Outputs wkv7_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
+                     OptionalTensor cu_seqlens, int64_t decay, bool save) {
+  return forward(false, r, w, k, v, a, b, state, cu_seqlens, decay, save);
+}
+
+Outputs wkv7_chunk_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
+                           OptionalTensor cu_seqlens, int64_t decay, bool save) {
+  return forward(true, r, w, k, v, a, b, state, cu_seqlens, decay, save);
+}
+
+Wkv7Backward wkv7_backward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor checkpoints,
+                           OptionalTensor grad_y, OptionalTensor grad_state, OptionalTensor cu_seqlens, int64_t decay) {
+  return backward(false, r, w, k, v, a, b, checkpoints, grad_y, grad_state, cu_seqlens, decay);
+}
+
+Wkv7Backward wkv7_chunk_backward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor checkpoints,
+                                 OptionalTensor grad_y, OptionalTensor grad_state, OptionalTensor cu_seqlens,
+                                 int64_t decay) {
+  return backward(true, r, w, k, v, a, b, checkpoints, grad_y, grad_state, cu_seqlens, decay);
 }
 
 Tensor wkv7_step(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor state, OptionalTensor slots,

@@ -88,6 +88,10 @@ __device__ __forceinline__ void cp_async_wait_group() {
 
 __device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+__device__ __forceinline__ void prefetch_global_l2(const void* at) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+
 // --- Matrices of 8 · 8 elements of 16 bits from shared memory to fragments. Capability 7.5. ---------------------------
 
 // Lane 8 i + j has the address of row j of matrix i, a multiple of 16; of matrices that there are not, any. Afterwards

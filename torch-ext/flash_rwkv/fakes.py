@@ -148,6 +148,7 @@ def _(r, k, v, w, u, checkpoints, grad_y, grad_state, cu_seqlens, decay):
 
 
 @torch.library.register_fake(add_op_namespace_prefix("wkv7_backward"))
+@torch.library.register_fake(add_op_namespace_prefix("wkv7_chunk_backward"))
 def _(r, w, k, v, a, b, checkpoints, grad_y, grad_state, cu_seqlens, decay):
     _on_one_device(
         "wkv7",

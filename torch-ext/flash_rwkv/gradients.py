@@ -53,6 +53,7 @@ _WKV4 = _Gradient("wkv4", 4, 0)
 _WKV5 = _Gradient("wkv5", 5, 2)
 _WKV6 = _Gradient("wkv6", 5, 2)
 _WKV7 = _Gradient("wkv7", 6, 2)
+_WKV7_CHUNK = _Gradient("wkv7_chunk", 6, 2)
 
 torch.library.register_autograd(
     add_op_namespace_prefix("wkv4_forward"), _WKV4.backward, setup_context=_WKV4.setup_context
@@ -66,9 +67,15 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     add_op_namespace_prefix("wkv7_forward"), _WKV7.backward, setup_context=_WKV7.setup_context
 )
-for _name in ("wkv5", "wkv6", "wkv7"):
+torch.library.register_autograd(
+    add_op_namespace_prefix("wkv7_chunk_forward"),
+    _WKV7_CHUNK.backward,
+    setup_context=_WKV7_CHUNK.setup_context,
+)
+for _name in ("wkv5", "wkv6"):
     torch.library.register_autograd(add_op_namespace_prefix(f"{_name}_chunk_forward"), _refuse_chunks(_name))
 torch.library.register_autograd(add_op_namespace_prefix("wkv4_backward"), _WKV4.refuse)
 torch.library.register_autograd(add_op_namespace_prefix("wkv5_backward"), _WKV5.refuse)
 torch.library.register_autograd(add_op_namespace_prefix("wkv6_backward"), _WKV6.refuse)
 torch.library.register_autograd(add_op_namespace_prefix("wkv7_backward"), _WKV7.refuse)
+torch.library.register_autograd(add_op_namespace_prefix("wkv7_chunk_backward"), _WKV7_CHUNK.refuse)

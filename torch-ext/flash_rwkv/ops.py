@@ -142,7 +142,8 @@ def wkv7(
         r, k, v, a, b: ``[B, T, H, N]``, of one dtype; usually ``a = -kk`` and ``b = kk * gate`` with ``kk``
             the normalised key. dtypes, T, N and strides as in :func:`wkv6`.
         w: ``[B, T, H, N]``, what the decay d is made of; the dtype of r, or float32.
-        state, cu_seqlens, algorithm: as in :func:`wkv6`.
+        state, cu_seqlens: as in :func:`wkv6`.
+        algorithm: as in :func:`wkv6`, but ``"chunk"`` has a gradient, for head size 64.
         decay: ``"log"`` (default): d = e^w; ``"exp"``: d = e^(-e^w); ``"sigmoid"``:
             d = e^(-e^(-1/2) sigmoid(w)), the clamped form of RWKV-7's raw logits, d in (0.545, 1).
 
@@ -152,8 +153,8 @@ def wkv7(
     code = _options("wkv7", decay, algorithm)
     r, k, v, a, b, w, state = _under_autocast((r, k, v, a, b), (w,), state)
     save = _wants_gradient(r, w, k, v, a, b, state)
-    if _takes_chunks("wkv7", algorithm, save):
-        return ops.wkv7_chunk_forward(r, w, k, v, a, b, state, cu_seqlens, code, False)[:2]
+    if algorithm == "chunk":
+        return ops.wkv7_chunk_forward(r, w, k, v, a, b, state, cu_seqlens, code, save)[:2]
     return ops.wkv7_forward(r, w, k, v, a, b, state, cu_seqlens, code, save)[:2]
 
 

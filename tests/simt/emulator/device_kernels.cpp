@@ -21,6 +21,11 @@ BackwardPlan plan(const Params& p, const Call&) {
   return {split.parts, split.scratch_bytes};
 }
 
+template <auto kBytes, class Params>
+BackwardPlan scratch(const Params& p, const Call&) {
+  return {.scratch_bytes = kBytes(p)};
+}
+
 constexpr DeviceKernels kKernels = {
     .checkpoint_tokens = kCudaCheckpointTokens,
     .wkv7_checkpoint_rows = kCudaCheckpointTokens,
@@ -36,6 +41,8 @@ constexpr DeviceKernels kKernels = {
     .wkv6_step = &run<&cuda::wkv6_step, Wkv6Params>,
     .wkv7_forward = &run<&cuda::wkv7_forward, Wkv7Params>,
     .wkv7_chunk_forward = &run<&cuda::wkv7_chunk_forward, Wkv7Params>,
+    .wkv7_chunk_backward_plan = &scratch<&cuda::wkv7_chunk_backward_scratch_bytes, Wkv7Params>,
+    .wkv7_chunk_backward = &run<&cuda::wkv7_chunk_backward, Wkv7Params, Wkv7Gradients>,
     .wkv7_backward_plan = &plan<&cuda::wkv7_backward_split, Wkv7Params>,
     .wkv7_backward = &run<&cuda::wkv7_backward, Wkv7Params, Wkv7Gradients>,
     .wkv7_step = &run<&cuda::wkv7_step, Wkv7Params>,

@@ -69,6 +69,8 @@ void cp_async_wait_group() {
 
 inline void cp_async_wait_all() { simt::wait_for_all(); }
 
+inline void prefetch_global_l2(const void*) {}
+
 // --- ldmatrix --------------------------------------------------------------------------------------------------------
 
 template <int kCount, bool kTransposed>

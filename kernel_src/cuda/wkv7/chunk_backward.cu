@@ -1,0 +1,175 @@
+// Backward pass of WKV7 on tensor cores. A block of four warps has a head of a sequence, and goes back through its
+// checkpoints. All that a checkpoint's tokens need of those behind them is G; where heads are few, one kernel goes
+// through the tokens for that alone, and another has a block for each checkpoint.
+#include "cuda/heads/device.h"
+#include "cuda/kernels.h"
+#include "cuda/launch.h"
+#include "cuda/wkv7/chunk_backward_finish.cuh"
+#include "cuda/wkv7/chunk_backward_prepare.cuh"
+#include "cuda/wkv7/chunk_backward_state.cuh"
+
+namespace flash_rwkv::cuda {
+namespace {
+
+using namespace wkv7_chunk;
+
+constexpr int kBackwardThreads = kChunks * kWarp;
+constexpr int kBlockTokens = kChunks * kTokens;
+
+enum class Part { kAll, kStateGradients, kRest };
+
+template <class T, int kSize, Part kPart>
+__global__ void __launch_bounds__(kBackwardThreads, 2)
+    wkv7_chunk_backward_kernel(const __grid_constant__ Wkv7Params p, const __grid_constant__ Wkv7Gradients g,
+                               int most_checkpoints) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  static_assert(kSize / 16 == kChunks && BackwardMemory<kSize>::kScores == kChunks,
+                "as many warps as chunks, groups of rows, groups of columns and scores");
+  extern __shared__ uint4 dynamic_shared[];
+  const BackwardMemory<kSize> memory = {reinterpret_cast<char*>(dynamic_shared)};
+
+  // --- Which checkpoints, from `last` back to `stop`, of which head of which sequence
+  const int64_t unit = kPart == Part::kRest ? blockIdx.x / most_checkpoints : blockIdx.x;
+  const int64_t head = unit % p.num_heads;
+  const int64_t sequence = unit / p.num_heads;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t batch = p.sequences.batch(sequence);
+  const int64_t begin = p.sequences.begin(sequence);
+  const int length = static_cast<int>(p.sequences.length(sequence));
+  int last = (length + kBlockTokens - 1) / kBlockTokens - 1, stop = 0;
+  if constexpr (kPart == Part::kRest) {
+    stop = static_cast<int>(blockIdx.x % most_checkpoints);
+    if (stop > last) return;
+    last = stop;
+  }
+
+  if (threadIdx.x == 0) memory.offsets().set(p, g, batch, begin, head);
+  __syncthreads();
+  const ChunkSource<T> source(p, memory.offsets(), length);
+  const BackwardValues<T, kSize> values(p, g, memory.offsets(), length);
+  const Columns<Operand> columns(p.decay, length);
+
+  // States before, and G behind, each checkpoint's tokens.
+  const int64_t first_matrix = (p.sequences.first_checkpoint(sequence) * p.num_heads + head) * kSize * kSize;
+  const int64_t next_matrix = p.num_heads * kSize * kSize;
+  const float* const states = static_cast<const float*>(p.checkpoints) + first_matrix;
+  float* const gradients = static_cast<float*>(g.scratch) + first_matrix;
+  const auto matrix_of = [&](const View& view) {
+    return static_cast<float*>(view.data) + sequence * view.stride[0] + head * view.stride[1];
+  };
+  BackwardRows<T, kSize> gradient(16 * warp);
+  if (kPart == Part::kRest) gradient.load(gradients + last * next_matrix, kSize);
+  else if (g.grad_final_state.data != nullptr)
+    gradient.load(matrix_of(g.grad_final_state), g.grad_final_state.stride[2]);
+  else gradient.clear();
+
+  for (int checkpoint = last; checkpoint >= stop; --checkpoint) {
+    const int first = checkpoint * kBlockTokens;
+    const int left = (length - first + kTokens - 1) / kTokens;
+    const int chunks = left < kChunks ? left : kChunks;
+    if (kPart == Part::kStateGradients) gradient.store(gradients + checkpoint * next_matrix, kSize);
+
+    // --- What will be wanted next: two lines of 128 bytes of every row of the state, and the tokens before these
+    if (kPart != Part::kStateGradients)
+      ptx::prefetch_global_l2(states + checkpoint * next_matrix + (16 * warp + lane / 2) * kSize + lane % 2 * 32);
+    if (checkpoint > stop) source.template prefetch<kSize>(g.grad_y, first - kBlockTokens + warp * kTokens);
+
+    // --- Of all chunks what does not depend on the state
+    if (warp < chunks) {
+      values.fetch(memory, warp, first + warp * kTokens);
+      prepare_backward<T, kSize>(memory, source, columns, warp, first + warp * kTokens);
+      values.wait(memory, warp);
+    }
+
+    if constexpr (kPart == Part::kStateGradients) {
+      __syncthreads();
+#pragma unroll 1
+      for (int chunk = chunks - 1; chunk >= 0; --chunk) gradient.backward(memory, chunk);
+    } else {
+      // --- Forward through them
+      BackwardRows<T, kSize> state(16 * warp);
+      state.load(states + checkpoint * next_matrix, kSize);
+      __syncthreads();
+#pragma unroll 1
+      for (int chunk = 0; chunk < chunks; ++chunk) state.forward(memory, chunk, chunk + 1 < chunks);
+
+      // --- Back
+#pragma unroll 1
+      for (int chunk = chunks - 1; chunk >= 0; --chunk) {
+        const int token = first + chunk * kTokens;
+        const Raw raw = source.load(source.rows(token), warp);
+        const int64_t row = g.dv.stride[1];
+        T* const dv = static_cast<T*>(g.dv.data) + memory.offsets().gradients + token * row;
+        gradient.backward(memory, chunk, dv, row, length - token);
+        __syncthreads();
+        score_gradients(memory, chunk, warp);
+        const StateGradients through_state = state_gradients(memory, chunk, warp);
+        __syncthreads();
+        FinishColumns<kSize> finish(memory, chunk);
+        SliceGradients out = finish.run(columns.unpacked(raw, token), through_state);
+        multiply_by_log_derivatives(p.decay, raw.w, out.log_decay);
+        write_gradients<T>(g, memory.offsets().gradients, length, out, token, warp);
+      }
+    }
+    __syncthreads();
+  }
+  if (kPart != Part::kRest) gradient.store(matrix_of(g.dstate), g.dstate.stride[2]);
+#endif
+}
+
+// --- Launch ----------------------------------------------------------------------------------------------------------
+
+// Whether heads are so few that going through their tokens twice takes less time.
+bool in_two_parts(const Wkv7Params& p) {
+  return 2 * p.sequences.count * p.num_heads <= device_attribute(cudaDevAttrMultiProcessorCount) &&
+         p.sequences.tokens > kBlockTokens;
+}
+
+template <class T, int kSize, Part kPart>
+cudaError_t launch_part(const Wkv7Params& p, const Wkv7Gradients& g, cudaStream_t stream) {
+  const int64_t most_checkpoints = (p.sequences.tokens + kBlockTokens - 1) / kBlockTokens;
+  const int64_t blocks = p.sequences.count * p.num_heads * (kPart == Part::kRest ? most_checkpoints : 1);
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > INT32_MAX || p.sequences.tokens > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
+  constexpr int kBytes = BackwardMemory<kSize>::kBytes;
+  const auto kernel = wkv7_chunk_backward_kernel<T, kSize, kPart>;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error != cudaSuccess) return error;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+  if (error != cudaSuccess) return error;
+  return launch(kernel, blocks, kBackwardThreads, kBytes, stream, p, g, static_cast<int>(most_checkpoints));
+}
+
+template <class T, int kSize>
+cudaError_t launch_chunks_backward(const Wkv7Params& p, const Wkv7Gradients& g, cudaStream_t stream) {
+  // One offset is good for all gradients.
+  for (const View* view : {&g.dw, &g.dk, &g.dv, &g.da, &g.db})
+    for (int i = 0; i < 3; ++i)
+      if (view->stride[i] != g.dr.stride[i]) return cudaErrorInvalidValue;
+  if (!in_two_parts(p)) return launch_part<T, kSize, Part::kAll>(p, g, stream);
+  const cudaError_t error = launch_part<T, kSize, Part::kStateGradients>(p, g, stream);
+  return error != cudaSuccess ? error : launch_part<T, kSize, Part::kRest>(p, g, stream);
+}
+
+}  // namespace
+
+int64_t wkv7_chunk_backward_scratch_bytes(const Wkv7Params& p) {
+  if (!in_two_parts(p)) return 0;
+  const Sequences& s = p.sequences;
+  const int64_t checkpoints =
+      s.cu_seqlens ? s.tokens / kBlockTokens + s.count : s.count * ((s.tokens + kBlockTokens - 1) / kBlockTokens);
+  return checkpoints * p.num_heads * p.head_size * p.head_size * static_cast<int64_t>(sizeof(float));
+}
+
+cudaError_t wkv7_chunk_backward(const Wkv7Params& p, const Wkv7Gradients& g, cudaStream_t stream) {
+  return dispatch_dtype(p.r.dtype, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (sizeof(T) == 2) {
+      if (p.head_size == 64) return launch_chunks_backward<T, 64>(p, g, stream);
+    }
+    return cudaErrorInvalidValue;
+  });
+}
+
+}  // namespace flash_rwkv::cuda

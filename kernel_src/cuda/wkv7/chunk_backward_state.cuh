@@ -1,0 +1,130 @@
+// 16 value rows of the state, forward through the chunks of a checkpoint, and of its gradient, back through them.
+#pragma once
+
+#include "cuda/chunk/value_rows.cuh"
+#include "cuda/wkv7/chunk_backward.cuh"
+
+namespace flash_rwkv::cuda::wkv7_chunk {
+
+// T: of the values' gradients.
+template <class T, int kSize>
+class BackwardRows : public ValueRows<T, kSize> {
+ public:
+  using Memory = BackwardMemory<kSize>;
+  using ValueRows<T, kSize>::ValueRows;
+  using ValueRows<T, kSize>::kBlocks;
+
+  // Leaves the state before the chunk, and U. Goes on to the next state where `advance`.
+  __device__ __forceinline__ void forward(const Memory& memory, int chunk, bool advance) {
+    Fragment s[kBlocks];
+    round(s);
+    store_rows(memory.state(chunk, first_row_ / 16), s);
+    const Fragment v = memory.rows(chunk, Memory::kV).load_transposed(first_row_ / 16, lane_);
+    const Tile<kSize> a = memory.rows(chunk, Memory::kA);
+
+    Sums w = zero_sums(), u_sums = zero_sums();
+    multiply_add<Operand>(w, v, matrix(memory, chunk, Memory::kAk));
+    add_columns(w, s, a);
+    multiply_in_parts(u_sums, w, matrix(memory, chunk, Memory::kInverse));
+    const Fragment u = rounded<Operand>(u_sums);
+    store_transposed(memory.rows(chunk, Memory::kU), u);
+
+    if (!advance) return;
+    update(memory, chunk, v, Memory::kK, u, Memory::kB);
+  }
+
+  // The same with G: leaves it, and dW, and writes the gradients of values.
+  __device__ __forceinline__ void backward(const Memory& memory, int chunk, T* dv, int64_t dv_stride, int tokens) {
+    Fragment gradient[kBlocks];
+    round(gradient);
+    store_rows(memory.gradient(first_row_ / 16), gradient);
+    const Fragment dy = memory.rows(chunk, Memory::kDy).load_transposed(first_row_ / 16, lane_);
+    const Fragment dw = gradient_of_w(memory, chunk, gradient, dy);
+    store_transposed(memory.dw(), dw);
+
+    const Tile<kSize> k = memory.rows(chunk, Memory::kK);
+    Sums dv_sums = zero_sums();
+    multiply_add<Operand>(dv_sums, dy, matrix(memory, chunk, Memory::kRkT));
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block)
+      multiply_add<Operand>(dv_sums, gradient[block], load_right(k, block, lane_));
+    multiply_add<Operand>(dv_sums, dw, matrix(memory, chunk, Memory::kAkT));
+    this->write(dv_sums, dv, dv_stride, tokens);
+
+    update(memory, chunk, dy, Memory::kR, dw, Memory::kA);
+  }
+
+  // The same, for G alone.
+  __device__ __forceinline__ void backward(const Memory& memory, int chunk) {
+    Fragment gradient[kBlocks];
+    round(gradient);
+    const Fragment dy = memory.rows(chunk, Memory::kDy).load_transposed(first_row_ / 16, lane_);
+    update(memory, chunk, dy, Memory::kR, gradient_of_w(memory, chunk, gradient, dy), Memory::kA);
+  }
+
+ private:
+  using ValueRows<T, kSize>::lane_;
+  using ValueRows<T, kSize>::first_row_;
+  using ValueRows<T, kSize>::s_;
+
+  __device__ __forceinline__ void round(Fragment (&s)[kBlocks]) const {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) s[block] = rounded<Operand>(s_[block]);
+  }
+
+  __device__ __forceinline__ RightFragment matrix(const Memory& memory, int chunk, int which) const {
+    return load_fragment<RightFragment>(memory.matrix(chunk, which), lane_);
+  }
+
+  // sum += rows times the transposed of all columns. Two sums, because each product waits for the one before.
+  __device__ __forceinline__ void add_columns(Sums& sum, const Fragment (&rows)[kBlocks],
+                                              const Tile<kSize>& columns) const {
+    Sums other = zero_sums();
+#pragma unroll
+    for (int block = 0; block < kBlocks; block += 2) {
+      multiply_add<Operand>(other, rows[block], load_right(columns, block, lane_));
+      multiply_add<Operand>(sum, rows[block + 1], load_right(columns, block + 1, lane_));
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum.x[i / 4][i % 4] += other.x[i / 4][i % 4];
+  }
+
+  __device__ __forceinline__ Fragment gradient_of_w(const Memory& memory, int chunk,
+                                                    const Fragment (&gradient)[kBlocks], const Fragment& dy) const {
+    const Tile<kSize> b = memory.rows(chunk, Memory::kB);
+    Sums du = zero_sums(), dw = zero_sums();
+    multiply_add<Operand>(du, dy, matrix(memory, chunk, Memory::kRbT));
+    add_columns(du, gradient, b);
+    multiply_in_parts(dw, du, matrix(memory, chunk, Memory::kInverseT));
+    return rounded<Operand>(dw);
+  }
+
+  // sum += x times the transposed of y, x in two parts.
+  __device__ __forceinline__ static void multiply_in_parts(Sums& sum, const Sums& x, const RightFragment& y) {
+    const Fragment most = rounded<Operand>(x);
+    multiply_add<Operand>(sum, remainder<Operand>(x, most), y);
+    multiply_add<Operand>(sum, most, y);
+  }
+
+  // Decay, then two products with columns.
+  __device__ __forceinline__ void update(const Memory& memory, int chunk, const Fragment& x, int columns_of_x,
+                                         const Fragment& y, int columns_of_y) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      this->scale(block, memory.decay(chunk));
+      multiply_add<Operand>(s_[block], x, memory.rows(chunk, columns_of_x).load_transposed_right(block, lane_));
+      multiply_add<Operand>(s_[block], y, memory.rows(chunk, columns_of_y).load_transposed_right(block, lane_));
+    }
+  }
+
+  __device__ __forceinline__ void store_rows(const Tile<kSize>& to, const Fragment (&f)[kBlocks]) const {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) to.store(block, lane_, f[block]);
+  }
+  // [values, tokens] as tokens by values.
+  __device__ __forceinline__ void store_transposed(const Tile<kSize>& to, const Fragment& f) const {
+    to.store(first_row_ / 16, lane_, transposed(f));
+  }
+};
+
+}  // namespace flash_rwkv::cuda::wkv7_chunk
