@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.helpers.measure import error
-from tests.helpers.operators import Operator, call, make_inputs, options
+from tests.helpers.measure import error, output_gradients
+from tests.helpers.operators import OPERATORS, Operator, call, make_inputs, options
+
+WKV7 = OPERATORS["wkv7"]
 
 # Of the final state, relative: its updates go through the tensor cores in the dtype of the inputs.
 STATE_TOLERANCES = {torch.bfloat16: 2e-3, torch.float16: 3e-4}
+# Of every gradient, relative. Backward's operands are bfloat16 whatever the inputs are.
+GRADIENT_TOLERANCES = {torch.bfloat16: 4.5e-3, torch.float16: 7e-3}
 
 # Keywords of `make_case` that take every way through the kernels.
 CASES = {
@@ -32,6 +36,9 @@ CASES = {
     "segments": {"tokens": 450, "heads": 1},
     "packed": {"lengths": [5, 0, 32, 1, 16, 130], "heads": 1},
 }
+
+# Those with a gradient.
+GRADIENT_CASES = {name: case for name, case in CASES.items() if case.get("size", 64) == 64}
 
 
 def make_case(
@@ -77,3 +84,28 @@ def assert_chunks_accurate(
     allowed = STATE_TOLERANCES[y.dtype] * exact_state.norm().item()
     off = error(state, exact_state)
     assert off <= allowed, f"the final state is off by {off:.3g}, allowed {allowed:.3g}"
+
+
+def chunk_gradients(
+    kernel, inputs: dict[str, Tensor], keywords: dict, scale: float = 1.0
+) -> dict[str, Tensor]:
+    """Of every input, for random gradients of y and of the final state, times `scale`."""
+    return _gradients(kernel, inputs, {"algorithm": "chunk", **keywords}, scale)
+
+
+def assert_gradients_accurate(
+    kernel, inputs: dict[str, Tensor], keywords: dict, gradients: dict[str, Tensor], scale: float = 1.0
+) -> None:
+    exact = _gradients(kernel.reference, {name: x.double() for name, x in inputs.items()}, keywords, scale)
+    for name, gradient in gradients.items():
+        assert gradient.dtype == inputs[name].dtype
+        off = error(gradient, exact[name])
+        allowed = GRADIENT_TOLERANCES[inputs["r"].dtype] * exact[name].norm().item()
+        assert off <= allowed, f"the gradient of {name} is off by {off:.3g}, allowed {allowed:.3g}"
+
+
+def _gradients(namespace, inputs: dict[str, Tensor], keywords: dict, scale: float) -> dict[str, Tensor]:
+    leaves = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
+    results = call(namespace, WKV7, leaves, **keywords)
+    scaled = [scale * x for x in output_gradients(*results, seed=1)]
+    return dict(zip(leaves, torch.autograd.grad(results, list(leaves.values()), scaled), strict=True))

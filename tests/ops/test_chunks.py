@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.helpers.chunks import CASES, assert_chunks_accurate, make_case, move, run_chunks
-from tests.helpers.operators import HEAD_OPERATORS, call
+from tests.helpers.operators import HEAD_OPERATORS
 
 pytestmark = [pytest.mark.cuda_only, pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)]
 
@@ -44,11 +44,3 @@ def test_refused(kernel, device, operator, change, expected) -> None:
     with pytest.raises(RuntimeError, match=f"{operator}: algorithm 'chunk' takes") as refusal:
         run_chunks(kernel, operator, move(inputs, device), keywords)
     assert all(part in str(refusal.value) for part in expected)
-
-
-def test_no_gradient_yet(kernel, device, operator) -> None:
-    inputs, keywords = make_case(operator)
-    inputs = move(inputs, device)
-    inputs["k"].requires_grad_()
-    with pytest.raises(ValueError, match="algorithm 'chunk' has no gradient yet"):
-        call(kernel, operator, inputs, algorithm="chunk", **keywords)
