@@ -28,17 +28,21 @@ TIME_BARS = (
     TimeBar("wkv6", _RECURRENT, "forward", 3.5),
     TimeBar("wkv6", _RECURRENT, "forward_backward", 14.0),
     *(
-        TimeBar(operator, {"B": batch, "T": tokens, "algorithm": "chunk"}, "forward", at_most)
-        for operator, batch, tokens, at_most in (
-            ("wkv7", 8, 4096, 1.1),
-            ("wkv7", 32, 1024, 0.55),
-            ("wkv7", 1, 4096, 0.21),
-            ("wkv7", 4, 4096, 0.25),
-            ("wkv6", 8, 4096, 0.9),
-            ("wkv6", 32, 1024, 0.45),
-            ("wkv6", 1, 4096, 0.12),
-            ("wkv5", 8, 4096, 0.7),
-            ("wkv5", 1, 4096, 0.1),
+        TimeBar(operator, {"B": batch, "T": tokens, "algorithm": "chunk"}, column, at_most)
+        for operator, batch, tokens, column, at_most in (
+            ("wkv7", 8, 4096, "forward", 1.1),
+            ("wkv7", 32, 1024, "forward", 0.55),
+            ("wkv7", 1, 4096, "forward", 0.21),
+            ("wkv7", 4, 4096, "forward", 0.25),
+            ("wkv7", 8, 4096, "forward_backward", 4.1),
+            ("wkv7", 32, 1024, "forward_backward", 2.0),
+            ("wkv7", 1, 4096, "forward_backward", 0.8),
+            ("wkv7", 4, 4096, "forward_backward", 0.95),
+            ("wkv6", 8, 4096, "forward", 0.9),
+            ("wkv6", 32, 1024, "forward", 0.45),
+            ("wkv6", 1, 4096, "forward", 0.12),
+            ("wkv5", 8, 4096, "forward", 0.7),
+            ("wkv5", 1, 4096, "forward", 0.1),
         )
     ),
     TimeBar("wkv4", _LARGE, "forward", 1.5),

@@ -114,6 +114,8 @@ def _times(ready: dict[str, Contestant], grad_y: Tensor, watch: Stopwatch) -> di
     both = {name: one.training_step(grad_y) for name, one in ready.items() if one.trains}
     times: dict[str, dict[str, Time]] = {name: {} for name in ready}
     for what, runs in (("forward", forward), ("forward_backward", both)):
+        if not runs:
+            continue
         once = sum(time.median for time in watch.turns(runs, rounds=2, warm=1).values())
         rounds = min(max(int(SECONDS / once), ROUNDS.start), ROUNDS.stop - 1)
         for name, time in watch.turns(runs, rounds).items():

@@ -55,11 +55,11 @@ SHAPES = (
         for size in ((8, 4096, 64), (1, 4096, 32), (32, 1024, 32))
     ),
     *(
-        Shape(operator, *size, BF16, "chunk", trains=False)
+        Shape(operator, *size, BF16, "chunk", trains=operator == "wkv7")
         for operator in ("wkv5", "wkv6", "wkv7")
         for size in ((8, 4096, 64), (1, 4096, 32), (32, 1024, 32))
     ),
-    Shape("wkv7", 4, 4096, 12, BF16, "chunk", trains=False),
+    Shape("wkv7", 4, 4096, 12, BF16, "chunk"),
 )
 STEPS = (
     *(StepShape(operator, batch, 64, FP32) for operator in ("wkv4", "wkv5", "wkv6") for batch in (1, 64)),

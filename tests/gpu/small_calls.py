@@ -70,7 +70,11 @@ def small_calls(
         gradients = output_gradients(y, state, 1)
         yield getattr(ops, f"{operator}_backward")(*tensors, checkpoints, *gradients, *options)
         if operator.has_heads and has_chunks(device, dtype, size):
-            yield getattr(ops, f"{operator}_chunk_forward")(*tensors, inputs["state"], *options, True)[:2]
+            chunk_forward = getattr(ops, f"{operator}_chunk_forward")
+            y, state, checkpoints = chunk_forward(*tensors, inputs["state"], *options, True)
+            yield y, state
+            if operator.name == "wkv7" and size == CHUNK_SIZES[0]:
+                yield ops.wkv7_chunk_backward(*tensors, checkpoints, *gradients, *options)
 
     inputs = inputs_of(batch=3, tokens=1)
     first = inputs[operator.first].shape
