@@ -31,6 +31,7 @@ constexpr DeviceKernels kCpuKernels = {
     .wkv4_backward = &run<&Table::wkv4_backward, Wkv4Params, Wkv4Gradients>,
     .wkv4_step = &run<&Table::wkv4_forward, Wkv4Params>,
     .has_chunks = nullptr,
+    .has_chunk_gradients = nullptr,
     .wkv6_forward = &run<&Table::wkv6_forward, Wkv6Params>,
     .wkv6_chunk_scratch_bytes = nullptr,
     .wkv6_chunk_forward = nullptr,

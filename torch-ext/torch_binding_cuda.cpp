@@ -76,6 +76,7 @@ constexpr DeviceKernels kCudaKernels = {
     .wkv4_backward = &run<&cuda::wkv4_backward, Wkv4Params, Wkv4Gradients>,
     .wkv4_step = &run<&cuda::wkv4_step, Wkv4Params>,
     .has_chunks = &ask<&cuda::has_chunks>,
+    .has_chunk_gradients = &ask<&cuda::has_wkv7_chunk_gradients>,
     .wkv6_forward = &run<&cuda::wkv6_forward, Wkv6Params>,
     .wkv6_chunk_scratch_bytes = &ask<&cuda::wkv6_chunk_scratch_bytes, Wkv6Params>,
     .wkv6_chunk_forward = &run<&cuda::wkv6_chunk_forward, Wkv6Params>,

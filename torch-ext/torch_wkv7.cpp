@@ -41,10 +41,15 @@ Wkv7Params check_inputs(const Checker& check, const HeadSizes& sizes, Inputs& in
   return p;
 }
 
-void check_chunk_gradients(const Checker& check, const HeadSizes& sizes) {
+void check_chunk_gradients(const Checker& check, const DeviceKernels& kernels, const HeadSizes& sizes,
+                           const Tensor& r) {
+  const std::string got = "; expected 'auto' or 'recurrent', got 'chunk' for ";
   if (sizes.size != 64)
-    check.fail("algorithm 'chunk' has gradients for head size 64; expected 'auto' or 'recurrent', got 'chunk' for " +
-               std::to_string(sizes.size));
+    check.fail("algorithm 'chunk' has gradients for head size 64" + got + std::to_string(sizes.size));
+  if (!kernels.has_chunk_gradients(sizes.call(r)))
+    check.fail("algorithm 'chunk' has gradients on devices with 112 KiB of shared memory a block, such as those of "
+               "capability 8.0, 9.0 and 10.0" +
+               got + "a tensor on cuda:" + std::to_string(r.get_device_index()));
 }
 
 Outputs forward(bool chunks, Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,
@@ -53,7 +58,7 @@ Outputs forward(bool chunks, Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, T
   const Checker check("wkv7", "r", r);
   const HeadSizes sizes(check, "r", r, false);
   if (chunks) check_chunks(check, kernels, sizes, r);
-  if (chunks && save) check_chunk_gradients(check, sizes);
+  if (chunks && save) check_chunk_gradients(check, kernels, sizes, r);
   Inputs in = {r, w, k, v, a, b};
   Wkv7Params p = check_inputs(check, sizes, in, decay);
   OptionalTensor packed;
@@ -82,7 +87,7 @@ Wkv7Backward backward(bool chunks, Tensor r, Tensor w, Tensor k, Tensor v, Tenso
   const Checker check("wkv7", "r", r);
   const HeadSizes sizes(check, "r", r, false);
   if (chunks) check_chunks(check, kernels, sizes, r);
-  if (chunks) check_chunk_gradients(check, sizes);
+  if (chunks) check_chunk_gradients(check, kernels, sizes, r);
   Inputs in = {r, w, k, v, a, b};
   Wkv7Params p = check_inputs(check, sizes, in, decay);
   OptionalTensor packed;

@@ -154,6 +154,10 @@ cudaError_t launch_chunks_backward(const Wkv7Params& p, const Wkv7Gradients& g, 
 
 }  // namespace
 
+bool has_wkv7_chunk_gradients() {
+  return BackwardMemory<64>::kBytes <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+}
+
 int64_t wkv7_chunk_backward_scratch_bytes(const Wkv7Params& p) {
   if (!in_two_parts(p)) return 0;
   const Sequences& s = p.sequences;

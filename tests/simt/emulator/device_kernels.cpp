@@ -33,6 +33,7 @@ constexpr DeviceKernels kKernels = {
     .wkv4_backward = &run<&cuda::wkv4_backward, Wkv4Params, Wkv4Gradients>,
     .wkv4_step = &run<&cuda::wkv4_step, Wkv4Params>,
     .has_chunks = [](const Call&) { return cuda::has_chunks(); },
+    .has_chunk_gradients = [](const Call&) { return cuda::has_wkv7_chunk_gradients(); },
     .wkv6_forward = &run<&cuda::wkv6_forward, Wkv6Params>,
     .wkv6_chunk_scratch_bytes = [](const Wkv6Params& p, const Call&) { return cuda::wkv6_chunk_scratch_bytes(p); },
     .wkv6_chunk_forward = &run<&cuda::wkv6_chunk_forward, Wkv6Params>,
