@@ -102,10 +102,4 @@ __device__ __forceinline__ void retentions(const float (&w)[kCount], Decay form,
   for_each_decay(w, form, [&](int i, DecayValue value) { out[i] = value.retention; });
 }
 
-// dd/dw in the place of w.
-template <int kCount>
-__device__ __forceinline__ void multiply_by_derivatives(const float (&w)[kCount], Decay form, float (&x)[kCount]) {
-  for_each_decay(w, form, [&](int i, DecayValue value) { x[i] *= value.derivative; });
-}
-
 }  // namespace flash_rwkv::cuda

@@ -138,10 +138,8 @@ struct ScatteredSums {
   }
 };
 
-// Over the lanes of a row, of something for each row; over the row groups of a warp, of something for each column.
+// Over the lanes of a row, of something for each row.
 template <class Layout>
 using RowSums = ScatteredSums<Layout::kLanes / 2, 1, Layout::kRows>;
-template <class Layout>
-using ColumnSums = ScatteredSums<kWarp / 2, Layout::kLanes, Layout::kColumns>;
 
 }  // namespace flash_rwkv::cuda
