@@ -57,4 +57,11 @@ const DeviceKernels& kernels_of(const Tensor& tensor) {
   return kCpuKernels;
 }
 
+const DeviceKernels* kernels_of_cuda([[maybe_unused]] int64_t device_index) {
+#if defined(CUDA_KERNEL)
+  if (cuda_device_exists(device_index)) return &cuda_device_kernels();
+#endif
+  return nullptr;
+}
+
 }  // namespace flash_rwkv

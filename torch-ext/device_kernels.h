@@ -44,7 +44,11 @@ struct DeviceKernels {
 // Those of the tensor's device, which the ops were registered for.
 const DeviceKernels& kernels_of(const Tensor& tensor);
 
-// Defined only in builds that have it.
+// Those of a CUDA device; nullptr if this build has none, or the machine has no such device.
+const DeviceKernels* kernels_of_cuda(int64_t device_index);
+
+// Defined only in builds that have them.
 const DeviceKernels& cuda_device_kernels();
+bool cuda_device_exists(int64_t device_index);
 
 }  // namespace flash_rwkv

@@ -72,6 +72,11 @@ void check_gradients(const Checker& check, const Tensor& checkpoints, const Opti
   if (grad_state) check_state(check, "grad_state", *grad_state, sequences.count, sizes);
 }
 
+bool has_chunks(const DeviceKernels& kernels, int64_t version, int64_t size, bool gradients, const Call& call) {
+  if ((size != 64 && size != 128) || kernels.has_chunks == nullptr || !kernels.has_chunks(call)) return false;
+  return !gradients || (version == 7 && size == 64 && kernels.has_chunk_gradients(call));
+}
+
 void check_chunks(const Checker& check, const DeviceKernels& kernels, const HeadSizes& sizes, const Tensor& first) {
   const std::string got = "; expected 'auto' or 'recurrent', got 'chunk' for ";
   if (kernels.has_chunks == nullptr || !kernels.has_chunks(sizes.call(first)))

@@ -48,7 +48,11 @@ void check_gradients(const Checker& check, const Tensor& checkpoints, const Opti
                      const OptionalTensor& grad_state, const HeadSizes& sizes, const Sequences& sequences,
                      int64_t extra_rows);
 
-// Whether the matrix form can do it.
+// Whether the matrix form of wkv`version` takes heads of that size on the device of the call; `gradients`: and
+// differentiates them.
+bool has_chunks(const DeviceKernels& kernels, int64_t version, int64_t size, bool gradients, const Call& call);
+
+// Refuses what the matrix form cannot do.
 void check_chunks(const Checker& check, const DeviceKernels& kernels, const HeadSizes& sizes, const Tensor& first);
 
 }  // namespace flash_rwkv

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/kernels.h"
+#include "heads.h"
 #include "registration.h"
 
 namespace flash_rwkv {
@@ -12,12 +13,20 @@ namespace {
 // The instruction set that the CPU kernels use in this process.
 std::string cpu_isa() { return cpu::kernels().isa; }
 
+// Whether a CUDA device has wkvN_chunk_forward for heads of that size, `gradients`: and wkvN_chunk_backward.
+bool has_chunks_on(int64_t version, int64_t head_size, int64_t device_index, bool gradients) {
+  const DeviceKernels* kernels = kernels_of_cuda(device_index);
+  const Call call = {.device_index = static_cast<int32_t>(device_index), .updates = 0};
+  return kernels != nullptr && has_chunks(*kernels, version, head_size, gradients, call);
+}
+
 }  // namespace
 }  // namespace flash_rwkv
 
 // decay: 0 log, 1 exp, 2 sigmoid. SymInt is not part of the stable ABI, hence int.
 STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   ops.def("cpu_isa() -> str");
+  ops.def("has_chunks(int version, int head_size, int device_index, bool gradients) -> bool");
 
   ops.def("wkv4_forward(Tensor k, Tensor v, Tensor w, Tensor u, Tensor? state, bool save)"
           " -> (Tensor, Tensor, Tensor)");
@@ -59,6 +68,7 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
 
 STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CompositeExplicitAutograd, ops) {
   ops.impl("cpu_isa", TORCH_BOX(&flash_rwkv::cpu_isa));
+  ops.impl("has_chunks", TORCH_BOX(&flash_rwkv::has_chunks_on));
 }
 
 STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) { flash_rwkv::implement(ops); }

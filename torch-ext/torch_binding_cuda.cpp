@@ -111,6 +111,11 @@ Tensor cuda_self_test(const Tensor& like) {
 
 const DeviceKernels& cuda_device_kernels() { return kCudaKernels; }
 
+bool cuda_device_exists(int64_t device_index) {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess && device_index >= 0 && device_index < count;
+}
+
 }  // namespace flash_rwkv
 
 STABLE_TORCH_LIBRARY_FRAGMENT(TORCH_EXTENSION_NAME, ops) { ops.def("cuda_self_test(Tensor like) -> Tensor"); }

@@ -56,7 +56,10 @@ def exact_and_plain(
     It goes token by token: on a GPU its thousands of small launches would take most of the tests' time.
     """
     inputs = {name: x.cpu() for name, x in inputs.items()}
-    keywords = {name: x.cpu() if isinstance(x, Tensor) else x for name, x in keywords.items()}
+    # `algorithm` chooses between ways to compute the same thing; the reference knows one.
+    keywords = {
+        name: x.cpu() if isinstance(x, Tensor) else x for name, x in keywords.items() if name != "algorithm"
+    }
     exact = run(reference, operator, {name: x.double() for name, x in inputs.items()}, seed=seed, **keywords)
     return exact, run(reference, operator, inputs, seed=seed, **keywords)
 
@@ -111,9 +114,7 @@ def assert_accurate(
     for name, value in results.items():
         if name.startswith("grad "):
             assert value.dtype == inputs[name[5:]].dtype, name
-    # `algorithm` chooses between ways to compute the same thing; the reference knows one.
-    mathematical = {name: value for name, value in keywords.items() if name != "algorithm"}
-    exact, plain = exact_and_plain(kernel.reference, operator, inputs, **mathematical)
+    exact, plain = exact_and_plain(kernel.reference, operator, inputs, **keywords)
     for name, value in exact.items():
         assert value.isfinite().all(), f"the reference's {name} is not finite: a problem without an answer"
     assert not (lines := violations(operator, inputs, results, exact, plain, ill_conditioned)), (

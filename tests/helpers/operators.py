@@ -64,6 +64,11 @@ def options(operator: Operator, decay: str | None = None, **others) -> dict:
     return {**({"decay": decay} if decay and operator.has_heads else {}), **others}
 
 
+def recurrent(operator: Operator, decay: str | None = None, **others) -> dict:
+    """Options of a call that goes token by token on every device and in every dtype."""
+    return options(operator, decay, **({"algorithm": "recurrent"} if operator.has_heads else {}), **others)
+
+
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 

@@ -1,4 +1,7 @@
-"""Outputs and every gradient against the reference in float64: all dtypes, lengths, sizes and options."""
+"""Outputs and every gradient against the reference in float64: all dtypes, lengths, sizes and options.
+
+Token by token; the matrix form has its own tests, `test_chunks` and `test_chunk_gradients`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 
 from tests.helpers.covering import covering_cases
 from tests.helpers.measure import assert_accurate
-from tests.helpers.operators import HEAD_OPERATORS, OPERATORS, Operator, make_inputs, options
+from tests.helpers.operators import HEAD_OPERATORS, OPERATORS, Operator, make_inputs, recurrent
 
 
 class Precision(NamedTuple):
@@ -80,7 +83,7 @@ def test_batches(kernel, device, operator: Operator, case: dict) -> None:
         state=case["state"],
         device=device,
     )
-    assert_accurate(kernel, operator, inputs, **options(operator, case["decay"]))
+    assert_accurate(kernel, operator, inputs, **recurrent(operator, case["decay"]))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_packed_sequences(kernel, device, operator: Operator, case: dict) -> Non
         device=device,
     )
     cu_seqlens = lengths.cumsum(0).to(device, torch.int32)
-    assert_accurate(kernel, operator, inputs, **options(operator, case["decay"], cu_seqlens=cu_seqlens))
+    assert_accurate(kernel, operator, inputs, **recurrent(operator, case["decay"], cu_seqlens=cu_seqlens))
 
 
 @pytest.mark.kernels_ci
@@ -110,7 +113,7 @@ def test_packed_sequences(kernel, device, operator: Operator, case: dict) -> Non
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
 def test_typical_model(kernel, device, operator: Operator, precision: Precision) -> None:
     inputs = make_inputs(operator, tokens=130, heads=3, size=64, dtype=precision.dtype, device=device)
-    assert_accurate(kernel, operator, inputs)
+    assert_accurate(kernel, operator, inputs, **recurrent(operator))
 
 
 @pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)

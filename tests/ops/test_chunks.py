@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.helpers.chunks import CASES, assert_chunks_accurate, make_case, move, run_chunks
-from tests.helpers.operators import HEAD_OPERATORS
+from tests.helpers.operators import HEAD_OPERATORS, call
 
 pytestmark = [pytest.mark.cuda_only, pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)]
 
@@ -29,6 +29,22 @@ def test_repeats(kernel, device, operator, heads) -> None:
     first = run_chunks(kernel, operator, inputs, keywords)
     for _ in range(REPEATS):
         assert all(map(torch.equal, run_chunks(kernel, operator, inputs, keywords), first))
+
+
+@pytest.mark.parametrize("gradients", [False, True], ids=["no gradients", "gradients"])
+@pytest.mark.parametrize(
+    ("change", "chunks"),
+    [({}, True), ({"tokens": 31}, False), ({"dtype": torch.float32}, False), ({"size": 40}, False)],
+    ids=["bfloat16", "31 tokens", "float32", "size 40"],
+)
+def test_auto(kernel, device, operator, change, chunks, gradients) -> None:
+    """Without a word about the algorithm 16-bit inputs go to the tensor cores, where those can take them."""
+    inputs, keywords = make_case(operator, **{"tokens": 40, **change})
+    inputs = move(inputs, device)
+    inputs["v"].requires_grad_(gradients)
+    expected = "chunk" if chunks else "recurrent"
+    results = call(kernel, operator, inputs, **keywords)
+    assert all(map(torch.equal, results, call(kernel, operator, inputs, algorithm=expected, **keywords)))
 
 
 @pytest.mark.parametrize(

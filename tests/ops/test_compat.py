@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.helpers.chunks import STATE_TOLERANCES
 from tests.helpers.measure import error
 from tests.helpers.operators import OPERATORS, call, make_inputs
 
@@ -37,6 +38,11 @@ def expected(kernel, operator, inputs) -> tuple[torch.Tensor, torch.Tensor]:
     return call(kernel.reference, operator, {name: heads(name, x) for name, x in inputs.items()}, decay="exp")
 
 
+def state_tolerance(device: torch.device, dtype: torch.dtype) -> float:
+    """On CUDA 16-bit inputs go to the tensor cores."""
+    return STATE_TOLERANCES.get(dtype, 1e-5) if device.type == "cuda" else 1e-5
+
+
 @pytest.mark.kernels_ci
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("version", [5, 6])
@@ -59,7 +65,7 @@ def test_a_batch_with_states_and_gradients(kernel, device, version, dtype) -> No
 
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}
     assert error(out, exact_out.view(shape)) <= tolerance[dtype] * exact_out.norm()
-    assert error(state, exact_state) <= 1e-5 * exact_state.norm()
+    assert error(state, exact_state) <= state_tolerance(device, dtype) * exact_state.norm()
     generator = torch.Generator().manual_seed(1)
     gradient = torch.randn(shape, generator=generator).to(device, dtype)
     torch.autograd.backward((out, state), (gradient, torch.ones_like(state)))

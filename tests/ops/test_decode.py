@@ -11,7 +11,7 @@ from tests.helpers.operators import (
     OPERATORS,
     call,
     make_inputs,
-    options,
+    recurrent,
     slice_tokens,
     step,
     token_inputs,
@@ -33,11 +33,7 @@ def one_token(operator, inputs, t: int) -> dict:
 
 
 def prefill(kernel, operator, inputs, decay=None):
-    return call(kernel, operator, inputs, **options(operator, decay, **recurrent(operator)))
-
-
-def recurrent(operator) -> dict:
-    return {"algorithm": "recurrent"} if operator.has_heads else {}
+    return call(kernel, operator, inputs, **recurrent(operator, decay))
 
 
 @pytest.mark.kernels_ci

@@ -13,7 +13,7 @@ from tests.helpers.operators import (
     OPERATORS,
     call,
     make_inputs,
-    options,
+    recurrent,
     slice_batch,
     slice_tokens,
 )
@@ -24,10 +24,6 @@ DTYPES = [
     torch.float16,
     pytest.param(torch.float64, marks=pytest.mark.cpu_only),
 ]
-
-
-def recurrent(operator) -> dict:
-    return options(operator, **({"algorithm": "recurrent"} if operator.has_heads else {}))
 
 
 def assert_same_bits(results, expected) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.helpers.measure import assert_accurate, exact_and_plain, run
-from tests.helpers.operators import HEAD_OPERATORS, OPERATORS, make_inputs, options
+from tests.helpers.operators import HEAD_OPERATORS, OPERATORS, make_inputs, options, recurrent
 
 DTYPES = [
     torch.float32,
@@ -37,7 +37,7 @@ def test_all_extreme_decays_in_one_tensor(kernel, device, operator, decay, dtype
     values = in_range(EXTREME_W[decay], dtype)
     chosen = torch.randint(len(values), inputs["w"].shape, generator=torch.Generator().manual_seed(3))
     inputs["w"] = values[chosen].to(device, dtype)
-    assert_accurate(kernel, operator, inputs, ill_conditioned=True, **options(operator, decay))
+    assert_accurate(kernel, operator, inputs, ill_conditioned=True, **recurrent(operator, decay))
 
 
 @pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.layouts import LAYOUTS
 from tests.helpers.measure import exact_and_plain, output_gradients, violations
-from tests.helpers.operators import HEAD_OPERATORS, OPERATORS, call, make_inputs, options, step
+from tests.helpers.operators import HEAD_OPERATORS, OPERATORS, call, make_inputs, options, recurrent, step
 
 EXAMPLES = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -44,7 +44,7 @@ def draw_inputs(data, operator, device, **sizes) -> tuple[dict[str, torch.Tensor
 
 def assert_right(data, kernel, operator, inputs, **keywords) -> None:
     leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
-    y, state = call(kernel, operator, leaves, **keywords)
+    y, state = call(kernel, operator, leaves, **keywords, **recurrent(operator))
     gradients = [
         data.draw(st.sampled_from(LAYOUTS), label="layout of a gradient")(g)
         for g in output_gradients(y, state, 1)

@@ -105,6 +105,7 @@ def test_every_op_is_known(kernel) -> None:
     of_cuda_builds = {"cuda_self_test"} if "_cuda_" in kernel.__name__ else set()
     assert names == {
         "cpu_isa",
+        "has_chunks",
         *of_cuda_builds,
         *(f"{operator}_{kind}" for operator in OPERATORS for kind in kinds),
         *(f"{operator}_chunk_forward" for operator in HEAD_OPERATORS),
@@ -162,6 +163,20 @@ def test_inductor(kernel, device, operator) -> None:
         assert_close(gradients_of(compiled, inputs), gradients_of(eager, inputs))
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.cuda_only
+@pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_in_matrix_form(kernel, device, operator, dynamic) -> None:
+    """The algorithm is chosen while tracing: the compiled step computes the same bits."""
+    eager = training_step(kernel, operator)
+    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for tokens in (64, 100):
+        inputs = make_inputs(operator, tokens=tokens, size=64, dtype=torch.bfloat16, device=device)
+        results, expected = (gradients_of(step, inputs) for step in (compiled, eager))
+        assert all(map(torch.equal, results[1:], expected[1:]))
+    assert not counters["graph_break"], counters["graph_break"]
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)

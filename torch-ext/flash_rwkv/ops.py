@@ -8,6 +8,8 @@ when moving states across.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,10 @@ from ._ops import ops
 
 DECAYS = {"log": 0, "exp": 1, "sigmoid": 2}
 ALGORITHMS = ("auto", "recurrent", "chunk")
+CHUNK_DTYPES = (torch.bfloat16, torch.float16)
+CHUNK_HEAD_SIZES = (64, 128)
+# Below it "auto" goes token by token, which is then about as fast.
+LEAST_CHUNK_TOKENS = 32
 
 # Overloads, so that a step need not look for its own.
 _wkv4_step = ops.wkv4_step_.default
@@ -66,7 +72,7 @@ def wkv5(
     code = _options("wkv5", decay, algorithm)
     r, k, v, w, u, state = _under_autocast((r, k, v), (w, u), state)
     save = _wants_gradient(r, k, v, w, u, state)
-    if _takes_chunks("wkv5", algorithm, save):
+    if _takes_chunks(5, r, algorithm, save):
         return ops.wkv5_chunk_forward(r, k, v, w, u, state, cu_seqlens, code, False)[:2]
     return ops.wkv5_forward(r, k, v, w, u, state, cu_seqlens, code, save)[:2]
 
@@ -99,9 +105,10 @@ def wkv6(
             ``"sigmoid"``: d = e^(-e^(-1/2) sigmoid(w)), RWKV-7's.
         cu_seqlens: int32 ``[S + 1]``, from 0 to T: sequences packed into one row, B = 1; lengths may be 0. On
             CUDA the values are not checked, which would mean to wait for the device; results are wrong then.
-        algorithm: ``"auto"`` (default), ``"recurrent"`` (token by token, bitwise the same however tokens are
-            split over calls, batched or packed) or ``"chunk"``: matrix form on tensor cores, for bfloat16 and
-            float16 and head sizes 64 and 128, on CUDA devices of capability 8.0 and later; no gradient yet.
+        algorithm: ``"recurrent"``: token by token in float32, bitwise the same however tokens are split over
+            calls, batched or packed. ``"chunk"``: matrix form on tensor cores, for bfloat16 and float16 and
+            head sizes 64 and 128, on CUDA devices of capability 8.0 and later; no gradient yet. ``"auto"``
+            (default): ``"chunk"`` from 32 tokens on, where it is there, otherwise ``"recurrent"``.
 
     Returns:
         y ``[B, T, H, N]`` in the dtype of r, and the state after the last token in the layout of ``state``.
@@ -115,7 +122,7 @@ def wkv6(
     code = _options("wkv6", decay, algorithm)
     r, k, v, w, u, state = _under_autocast((r, k, v), (w, u), state)
     save = _wants_gradient(r, k, v, w, u, state)
-    if _takes_chunks("wkv6", algorithm, save):
+    if _takes_chunks(6, r, algorithm, save):
         return ops.wkv6_chunk_forward(r, k, v, w, u, state, cu_seqlens, code, False)[:2]
     return ops.wkv6_forward(r, k, v, w, u, state, cu_seqlens, code, save)[:2]
 
@@ -153,7 +160,7 @@ def wkv7(
     code = _options("wkv7", decay, algorithm)
     r, k, v, a, b, w, state = _under_autocast((r, k, v, a, b), (w,), state)
     save = _wants_gradient(r, w, k, v, a, b, state)
-    if algorithm == "chunk":
+    if _takes_chunks(7, r, algorithm, save):
         return ops.wkv7_chunk_forward(r, w, k, v, a, b, state, cu_seqlens, code, save)[:2]
     return ops.wkv7_forward(r, w, k, v, a, b, state, cu_seqlens, code, save)[:2]
 
@@ -286,13 +293,32 @@ def _options(op: str, decay: str, algorithm: str) -> int:
     return _decay_code(op, decay)
 
 
-def _takes_chunks(op: str, algorithm: str, wants_gradient: bool) -> bool:
-    if algorithm == "chunk" and wants_gradient:
+def _takes_chunks(version: int, first: Tensor, algorithm: str, wants_gradient: bool) -> bool:
+    """Whether a call goes in matrix form: if it says so, or leaves it to us where that is there and pays."""
+    if algorithm == "chunk" and wants_gradient and version != 7:
         raise ValueError(
-            f"{op}: algorithm 'chunk' has no gradient yet; expected 'auto' or 'recurrent' for inputs that "
-            "want one, or torch.no_grad(), got 'chunk'"
+            f"wkv{version}: algorithm 'chunk' has no gradient yet; expected 'auto' or 'recurrent' for inputs "
+            "that want one, or torch.no_grad(), got 'chunk'"
         )
-    return algorithm == "chunk"
+    if algorithm != "auto":
+        return algorithm == "chunk"
+    if not first.is_cuda or first.dtype not in CHUNK_DTYPES or first.dim() != 4:
+        return False
+    if first.shape[1] < LEAST_CHUNK_TOKENS:
+        return False
+    # Constants, since while tracing the head size may be a symbol.
+    sizes = [size for size in CHUNK_HEAD_SIZES if first.shape[3] == size]
+    return any(_has_chunks(version, size, first.device.index, wants_gradient) for size in sizes)
+
+
+@torch.compiler.assume_constant_result
+def _has_chunks(version: int, head_size: int, device_index: int, wants_gradient: bool) -> bool:
+    return _ask_for_chunks(version, head_size, device_index, wants_gradient)
+
+
+@functools.cache
+def _ask_for_chunks(*question) -> bool:
+    return ops.has_chunks(*question)
 
 
 def _wants_gradient(*tensors: Tensor | None) -> bool:
