@@ -5,6 +5,8 @@
 // row by row, so the results are the same to the last bit.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/heads/device.h"
 #include "cuda/heads/in_flight.cuh"
 #include "cuda/heads/stage.cuh"
@@ -90,20 +92,26 @@ struct LaneTile {
 };
 
 // Tiles on their way, each with the elements of v that go with its rows. They wait in shared memory, where more of them
-// take no more registers; a lane reads only what it has fetched itself.
+// take no more registers.
+//
+// A quad of a 16-bit state has eight bytes, half of what one copy can move. So two neighbouring lanes fetch the quads of
+// both: one of them those of even number, the other those of odd number.
 template <class T, class S, class Layout>
 class TilesInFlight {
  private:
   static constexpr int kThreads = kWarp * kDecodeWarps;
-  static constexpr int kFours = Layout::kRows * Layout::kQuads;  // of a tile
-  using StateWord = decltype(Four<S>::raw);
+  static constexpr bool kPaired = kCopiesInBackground && sizeof(S) == 2 && Layout::kQuads % 2 == 0;
+  static constexpr int kRowWords = kPaired ? Layout::kQuads / 2 : Layout::kQuads;
+  static constexpr int kWords = Layout::kRows * kRowWords;  // of a tile
+  using FourWord = decltype(Four<S>::raw);
+  using StateWord = std::conditional_t<kPaired, uint4, FourWord>;
   using VectorWord = decltype(Four<T>::raw);
 
  public:
   static constexpr int kTiles = kCopiesInBackground ? 2 : 1;
 
  private:
-  using States = InFlight<StateWord, kTiles * kFours, kTiles * kFours * kThreads>;
+  using States = InFlight<StateWord, kTiles * kWords, kTiles * kWords * kThreads>;
   using Vectors = InFlight<VectorWord, kTiles, kTiles * kThreads>;
 
  public:
@@ -116,13 +124,17 @@ class TilesInFlight {
   // Into place 0 … kTiles - 1, as one batch.
   __device__ __forceinline__ void fetch(int place, const LaneTile<S, Layout>& tile, const T* v_head, int size,
                                         const Layout& at) {
+    const int odd = kPaired ? at.lane % 2 : 0;
 #pragma unroll
-    for (int q = 0; q < Layout::kQuads; ++q) {
-      const bool wanted = tile.has(at.column(q));
+    for (int w = 0; w < kRowWords; ++w) {
+      const int quad = kPaired ? 2 * w + odd : w;
+      const bool wanted = tile.has(at.column(quad));
 #pragma unroll
       for (int i = 0; i < Layout::kRows; ++i) {
-        const int word = place * kFours + i * Layout::kQuads + q;
-        states_.fetch(word, mine(word), reinterpret_cast<const StateWord*>(tile.at(i, q)), wanted);
+        const int word = place * kWords + i * kRowWords + w;
+        const S* const from = tile.at(i, quad) - 4 * odd;  // where the pair's quads of that number start
+        states_.fetch(word, kPaired ? of_pair(word, odd) : mine(word), reinterpret_cast<const StateWord*>(from),
+                      wanted);
       }
     }
     const bool wanted = tile.row < size;
@@ -130,21 +142,40 @@ class TilesInFlight {
     end_batch();
   }
 
+  // wait_for_batches_before_last() comes before it.
   __device__ __forceinline__ void unpack(int place, float (&x)[Layout::kRows][Layout::kColumns], float (&v)[4]) const {
+    if constexpr (kPaired) __syncwarp();  // what the other lane has fetched is there too
 #pragma unroll
     for (int i = 0; i < Layout::kRows; ++i)
 #pragma unroll
       for (int q = 0; q < Layout::kQuads; ++q) {
-        const int word = place * kFours + i * Layout::kQuads + q;
         float four[4];
-        Four<S>{states_.get(word, mine(word))}.unpack(four);
+        quad(place * kWords + i * kRowWords, q).unpack(four);
 #pragma unroll
         for (int c = 0; c < 4; ++c) x[i][4 * q + c] = four[c];
       }
     Four<T>{vectors_.get(place, mine(place))}.unpack(v);
+    if constexpr (kPaired) __syncwarp();  // the place may be filled again
   }
 
  private:
+  __device__ __forceinline__ Four<S> quad(int row_word, int q) const {
+    if constexpr (kPaired) {
+      const int shared = of_pair(row_word + q / 2, q % 2);
+      return {states_.template half<FourWord>(shared, static_cast<int>(threadIdx.x) % 2)};
+    } else {
+      return {states_.get(row_word + q, mine(row_word + q))};
+    }
+  }
+
+  // Where a word of this pair of lanes lies in shared memory. Those of odd numbers lie apart, in the order that has eight
+  // lanes write to all banks and sixteen read from all of them.
+  __device__ static __forceinline__ int of_pair(int word, int odd) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int pair = thread % kWarp / 2;
+    return word * kThreads + thread / kWarp * kWarp + (odd ? kWarp / 2 + (pair ^ 4) : pair);
+  }
+
   // Where this thread's word lies in shared memory.
   __device__ static __forceinline__ int mine(int word) { return word * kThreads + static_cast<int>(threadIdx.x); }
 

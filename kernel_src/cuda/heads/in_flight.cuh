@@ -37,6 +37,10 @@ class SharedWords {
 
   __device__ __forceinline__ void put(int at, Word word) { words_[at] = word; }
   __device__ __forceinline__ Word get(int at) const { return words_[at]; }
+  template <class Half>
+  __device__ __forceinline__ Half half(int at, int i) const {
+    return reinterpret_cast<const Half*>(words_ + at)[i];
+  }
 
  private:
   Word* words_;
@@ -53,6 +57,10 @@ class InFlight {
   __device__ __forceinline__ explicit InFlight(void* shared) : words_(shared) {}
   __device__ __forceinline__ void fetch(int, int at, const Word* from, bool wanted) { words_.fetch(at, from, wanted); }
   __device__ __forceinline__ Word get(int, int at) const { return words_.get(at); }
+  template <class Half>
+  __device__ __forceinline__ Half half(int at, int i) const {
+    return words_.template half<Half>(at, i);
+  }
 
  private:
   SharedWords<Word> words_;

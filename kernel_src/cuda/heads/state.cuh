@@ -10,13 +10,18 @@ namespace flash_rwkv::cuda {
 // How the rows of a state can be read and written: decided on the host, the same for a launch.
 enum class StateAccess : int { kAbsent, kFours, kElements };
 
+inline int64_t element_bytes(const View& view) { return view.dtype == DType::kFloat32 ? 4 : 2; }
+
+// Whether rows have no gaps and start at multiples of so many bytes.
+inline bool has_aligned_rows(const View& state, int64_t bytes) {
+  bool aligned = reinterpret_cast<uintptr_t>(state.data) % bytes == 0 && state.stride[3] == 1;
+  for (int i = 0; i < 3; ++i) aligned = aligned && state.stride[i] * element_bytes(state) % bytes == 0;
+  return aligned;
+}
+
 inline StateAccess access_of(const View& state) {
   if (state.data == nullptr) return StateAccess::kAbsent;
-  const int64_t bytes = state.dtype == DType::kFloat32 ? 4 : 2;
-  const int64_t four = 4 * bytes;
-  bool aligned = reinterpret_cast<uintptr_t>(state.data) % four == 0 && state.stride[3] == 1;
-  for (int i = 0; i < 3; ++i) aligned = aligned && state.stride[i] * bytes % four == 0;
-  return aligned ? StateAccess::kFours : StateAccess::kElements;
+  return has_aligned_rows(state, 4 * element_bytes(state)) ? StateAccess::kFours : StateAccess::kElements;
 }
 
 // Rows first_row, first_row + 1, … of one matrix of size · size.

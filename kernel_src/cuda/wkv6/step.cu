@@ -6,7 +6,7 @@ namespace flash_rwkv::cuda {
 
 // Several tokens, and states of an odd layout, are a short forward pass over the caller's own states.
 cudaError_t wkv6_step(const Wkv6Params& p, cudaStream_t stream) {
-  const bool simple = p.sequences.tokens == 1 && access_of(p.state) == StateAccess::kFours;
+  const bool simple = p.sequences.tokens == 1 && has_aligned_rows(p.state, 16);
   return simple ? decode<Wkv6>(p, stream) : wkv6_forward(p, stream);
 }
 
