@@ -33,6 +33,7 @@ kernel = flash_rwkv.get_kernel()
 expected, _ = kernel.reference.wkv7(r, w, k, v, a, b, decay="sigmoid")
 error = (y - expected).abs().max() / expected.abs().max()
 
+from flash_rwkv.fla import chunk_rwkv7
 x = torch.randn(1, 4, 32)
 out, final = rwkv6_cuda_linear_attention(x, x, x, x, torch.zeros(2, 16), torch.zeros(1, 2, 16, 16))
 print(json.dumps({
@@ -41,6 +42,7 @@ print(json.dumps({
     "out": list(out.shape),
     "id": kernel.__name__,
     "layers": flash_rwkv.layers.__name__,
+    "fla": chunk_rwkv7.__module__,
 }))
 """
 
@@ -72,6 +74,7 @@ def test_publish_pin_load_use(published: Lock, hub: LoopbackHub, home: Home) -> 
     assert report["gradients"] == [True] * 6
     assert report["out"] == [1, 4, 2, 16]
     assert report["layers"] == f"{report['id']}.layers"
+    assert report["fla"] == f"{report['id']}.fla"
     hub.requests.clear()
     assert home.run("-c", "import flash_rwkv; flash_rwkv.get_kernel()").returncode == 0
     assert hub.requests == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import layers, reference
+from . import fla, layers, reference
 from .compat import rwkv5_cuda_linear_attention, rwkv6_cuda_linear_attention
 from .ops import (
     cpu_isa,
@@ -18,6 +18,7 @@ from .ops import (
 
 __all__ = [
     "cpu_isa",
+    "fla",
     "layers",
     "reference",
     "rwkv5_cuda_linear_attention",
