@@ -15,16 +15,13 @@
 
 namespace flash_rwkv::cuda {
 
-// Warps have nothing to do with each other. Two of them with their tiles stay below 48 KiB of shared memory, and sixteen
-// on a multiprocessor leave a thread 128 registers.
-constexpr int kDecodeWarps = 2;            // a block
-constexpr int kDecodeProcessorWarps = 16;  // a multiprocessor
+// Warps have nothing to do with each other: a block is one. Sixteen on a multiprocessor leave a thread 128 registers.
+constexpr int kDecodeProcessorWarps = 16;
 
 template <int kWidth>
 using DecodeLayout = TileLayout<kWidth / 8, 8, 4>;
 
 struct DecodePlan {
-  unsigned units;  // heads of sequences
   unsigned warps_a_head;
   int tiles_a_warp;  // of DecodeLayout::kWarpRows rows
 };
@@ -99,7 +96,6 @@ struct LaneTile {
 template <class T, class S, class Layout>
 class TilesInFlight {
  private:
-  static constexpr int kThreads = kWarp * kDecodeWarps;
   static constexpr bool kPaired = kCopiesInBackground && sizeof(S) == 2 && Layout::kQuads % 2 == 0;
   static constexpr int kRowWords = kPaired ? Layout::kQuads / 2 : Layout::kQuads;
   static constexpr int kWords = Layout::kRows * kRowWords;  // of a tile
@@ -111,8 +107,8 @@ class TilesInFlight {
   static constexpr int kTiles = kCopiesInBackground ? 2 : 1;
 
  private:
-  using States = InFlight<StateWord, kTiles * kWords, kTiles * kWords * kThreads>;
-  using Vectors = InFlight<VectorWord, kTiles, kTiles * kThreads>;
+  using States = InFlight<StateWord, kTiles * kWords, kTiles * kWords * kWarp>;
+  using Vectors = InFlight<VectorWord, kTiles, kTiles * kWarp>;
 
  public:
   static constexpr int kSharedBytes = States::kSharedBytes + Vectors::kSharedBytes;
@@ -171,13 +167,12 @@ class TilesInFlight {
   // Where a word of this pair of lanes lies in shared memory. Those of odd numbers lie apart, in the order that has eight
   // lanes write to all banks and sixteen read from all of them.
   __device__ static __forceinline__ int of_pair(int word, int odd) {
-    const int thread = static_cast<int>(threadIdx.x);
-    const int pair = thread % kWarp / 2;
-    return word * kThreads + thread / kWarp * kWarp + (odd ? kWarp / 2 + (pair ^ 4) : pair);
+    const int pair = static_cast<int>(threadIdx.x) / 2;
+    return word * kWarp + (odd ? kWarp / 2 + (pair ^ 4) : pair);
   }
 
   // Where this thread's word lies in shared memory.
-  __device__ static __forceinline__ int mine(int word) { return word * kThreads + static_cast<int>(threadIdx.x); }
+  __device__ static __forceinline__ int mine(int word) { return word * kWarp + static_cast<int>(threadIdx.x); }
 
   States states_;
   Vectors vectors_;
@@ -185,7 +180,7 @@ class TilesInFlight {
 
 // Op::Decode says what a token does to a tile, with the columns of the token in registers. S: dtype of the states.
 template <class Op, class T, class S, int kWidth>
-__global__ void __launch_bounds__(kWarp* kDecodeWarps, kDecodeProcessorWarps / kDecodeWarps)
+__global__ void __launch_bounds__(kWarp, kDecodeProcessorWarps)
     decode_kernel(const __grid_constant__ typename Op::Params p, const __grid_constant__ DecodePlan plan) {
   using Layout = DecodeLayout<kWidth>;
   using Sums = RowSums<Layout>;
@@ -193,16 +188,14 @@ __global__ void __launch_bounds__(kWarp* kDecodeWarps, kDecodeProcessorWarps / k
   __shared__ uint4 shared[TilesInFlight<T, S, Layout>::kSharedBytes / sizeof(uint4)];
   const Layout at;
   // 32 bits hold the number of a warp, and dividing 64 takes as long as half a tile.
-  const unsigned warp = blockIdx.x * kDecodeWarps + threadIdx.x / kWarp;
-  const unsigned unit = warp / plan.warps_a_head;
-  if (unit >= plan.units) return;
+  const unsigned unit = blockIdx.x / plan.warps_a_head;
   const unsigned num_heads = static_cast<unsigned>(p.num_heads);
   const int64_t head = unit % num_heads;
   const int64_t sequence = unit / num_heads;
   const int size = static_cast<int>(p.head_size);
   const int64_t slot = p.slots ? p.slots[sequence] : sequence;
   const bool known_slot = p.slots == nullptr || (slot >= 0 && slot < p.num_states);
-  const int first_tile = static_cast<int>(warp % plan.warps_a_head) * plan.tiles_a_warp;
+  const int first_tile = static_cast<int>(blockIdx.x % plan.warps_a_head) * plan.tiles_a_warp;
   const LaneTile<S, Layout> head_start = {static_cast<S*>(p.state.data) + slot * p.state.stride[0] +
                                               head * p.state.stride[1] + at.row_group * R * p.state.stride[2] +
                                               at.column(0),
@@ -256,19 +249,18 @@ template <class Op, class T, class S, int kWidth>
 cudaError_t launch_decode(const typename Op::Params& p, cudaStream_t stream) {
   constexpr int kTileRows = DecodeLayout<kWidth>::kWarpRows;
   const int64_t tiles = (p.head_size + kTileRows - 1) / kTileRows;
-  const int64_t units = p.sequences.count * p.num_heads;
+  const int64_t units = p.sequences.count * p.num_heads;  // heads of sequences
   // A warp for every tile, until each place for a warp on the device is taken.
   constexpr int64_t kWarpsPerProcessor = kDecodeProcessorWarps;
   const int64_t wanted = kWarpsPerProcessor * device_attribute(cudaDevAttrMultiProcessorCount);
   int64_t tiles_a_warp = 1;
   while (2 * tiles_a_warp <= tiles && units * tiles / (2 * tiles_a_warp) >= wanted) tiles_a_warp *= 2;
   const int64_t warps_a_head = (tiles + tiles_a_warp - 1) / tiles_a_warp;
-  const int64_t blocks = (units * warps_a_head + kDecodeWarps - 1) / kDecodeWarps;
+  const int64_t blocks = units * warps_a_head;
   if (blocks == 0) return cudaSuccess;
-  if (blocks > INT32_MAX / kDecodeWarps) return cudaErrorInvalidConfiguration;
-  const DecodePlan plan = {static_cast<unsigned>(units), static_cast<unsigned>(warps_a_head),
-                           static_cast<int>(tiles_a_warp)};
-  return launch(decode_kernel<Op, T, S, kWidth>, blocks, kWarp * kDecodeWarps, 0, stream, p, plan);
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const DecodePlan plan = {static_cast<unsigned>(warps_a_head), static_cast<int>(tiles_a_warp)};
+  return launch(decode_kernel<Op, T, S, kWidth>, blocks, kWarp, 0, stream, p, plan);
 }
 
 // Of states whose rows can be read four elements at a time.
