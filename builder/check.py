@@ -13,6 +13,7 @@ from builder.abi import abi_findings
 from builder.config import Repository
 from builder.elf import SharedObject, read_shared_object
 from builder.errors import BuilderError
+from builder.includes import unlisted_headers
 from builder.isa import leaked_instructions
 from builder.package import METADATA
 from builder.rules import python_findings
@@ -82,6 +83,8 @@ def check_sources(repository: Repository) -> Iterator[Finding]:
     for name in tracked_files(repository.root, "torch-ext") or ():
         if Path(name).name in GENERATED:
             yield Finding(name, "is generated at every build and must not be committed")
+    for header in unlisted_headers(repository):
+        yield Finding("build.toml", f"{header} is included but not listed: add it to the `src` of a section")
     yield from _cuda_carries_cpu(repository)
 
 

@@ -228,6 +228,18 @@ def test_public_api_must_be_named(built: TinyKernel) -> None:
     assert "torch-ext/tiny_kernel/__init__.py has no __all__" in built.run("check").output
 
 
+def test_every_header_is_listed(built: TinyKernel) -> None:
+    """One that a listed header includes, found beside it or in a folder of `include`."""
+    built.write("kernel_src/deep/detail.h", '#include "../detail.h"\n')
+    built.write("kernel_src/detail.h", "#pragma once\n")
+    built.append("kernel_src/scale.h", '#include "deep/detail.h"\n')
+    output = built.run("check").output
+    assert "kernel_src/deep/detail.h is included but not listed" in output
+    assert "kernel_src/detail.h is included but not listed" in output
+    assert "scale.h is included" not in output
+    assert "registration.h" not in output
+
+
 @pytest.mark.parametrize(
     ("new", "message"),
     [
