@@ -121,29 +121,50 @@ def plot(results: list[dict], images: Path) -> list[Path]:
     return paths
 
 
+def _groups(results: list[dict]) -> dict[str, list[tuple[str, bool, dict, dict]]]:
+    """What was timed, by its inputs: of each contestant the name, whether it is ours, its row and its times."""
+    groups: dict[str, list[tuple[str, bool, dict, dict]]] = {}
+    for result in results:
+        for row in result["rows"]:
+            shape = {key: value for key, value in row["shape"].items() if key != "algorithm"}
+            group = groups.setdefault(f"{result['operator']}\n{label(shape)}", [])
+            algorithm = row["shape"].get("algorithm", "")
+            for index, one in enumerate(row["contestants"]):
+                name = f"{one['name']} {algorithm}".strip() if index == 0 else one["name"]
+                group.append((name, index == 0, row, one.get("ms", {})))
+    return groups
+
+
 def _plot_forward_backward(results: list[dict]) -> pyplot.Figure:
-    rows = [(result["operator"], row) for result in results for row in result["rows"]]
+    groups = _groups(results)
+    bars = max(1, sum(len(group) for group in groups.values()))
     figure, panels = pyplot.subplots(
-        1, 2, figsize=(11, 0.62 * len(rows) + 1.6), sharey=True, layout="constrained"
+        1, 2, figsize=(11, 0.17 * bars + 0.2 * len(groups) + 1.2), sharey=True, layout="constrained"
     )
+    places = []
     for axes, what in zip(panels, ("forward", "forward_backward"), strict=True):
-        for place, (_, row) in enumerate(rows):
-            timed = [one for one in row["contestants"] if what in one.get("ms", {})]
-            height = 0.8 / max(len(timed), 1)
-            for index, one in enumerate(timed):
-                y = place - 0.4 + height * (index + 0.5)
-                color = OURS if index == 0 else OTHERS[(index - 1) % len(OTHERS)]
-                value = one["ms"][what]["median"]
-                axes.barh(y, value, height * 0.92, color=color)
-                axes.text(value, y, f" {value:.3g}  {one['name']}", va="center", fontsize=6)
-            axes.plot(2 * [row["floor_ms"][what]], [place - 0.42, place + 0.42], color=FLOOR, linewidth=1)
+        start, places = 0.0, []
+        for group in groups.values():
+            timed = [one for one in group if what in one[3]]
+            timed.sort(key=lambda one: one[3][what]["median"])
+            for y, (name, own, _, times) in enumerate(timed, 1):
+                value = times[what]["median"]
+                axes.barh(start + y, value, 0.9, color=OURS if own else OTHERS[0])
+                axes.text(value, start + y, f" {value:.3g}  {name}", va="center", fontsize=6)
+            axes.plot(
+                2 * [group[0][2]["floor_ms"][what]],
+                [start + 0.4, start + len(group) + 0.6],
+                color=FLOOR,
+                linewidth=1,
+            )
+            places.append(start + (len(group) + 1) / 2)
+            start += len(group) + 1.2
         axes.set(
             xlabel=f"{what.replace('_', ' + ')}, ms (line: one copy of inputs and outputs)", xscale="log"
         )
         axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0.25)
-    labels = [f"{operator}\n{label(row['shape'])}" for operator, row in rows]
-    panels[0].set_yticks(range(len(rows)), labels, fontsize=7)
+        axes.margins(x=0.25, y=0.01)
+    panels[0].set_yticks(places, list(groups), fontsize=7)
     panels[0].invert_yaxis()
     return figure
 
