@@ -122,7 +122,7 @@ def plot(results: list[dict], images: Path) -> list[Path]:
 
 
 def _groups(results: list[dict]) -> dict[str, list[tuple[str, bool, dict, dict]]]:
-    """What was timed, by its inputs: of each contestant the name, whether it is ours, its row and its times."""
+    """What was timed, by its inputs: each contestant's name, whether it is ours, its row and its times."""
     groups: dict[str, list[tuple[str, bool, dict, dict]]] = {}
     for result in results:
         for row in result["rows"]:
