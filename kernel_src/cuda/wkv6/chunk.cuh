@@ -45,7 +45,7 @@ struct Stage {
   static constexpr int kBytes = kDecay + kSize * static_cast<int>(sizeof(float));
 };
 
-// Shared memory of a preparing warp: its stage, what all chunks of a head have in common, and the chunk on its way from
+// Shared memory of a preparing warp with operands of type T: its stage, what all chunks of a head have in common, and the chunk on its way from
 // global memory.
 template <class T, int kSize, bool kDecayOfTokens, bool kSummarizes>
 struct PrepareMemory {

@@ -6,7 +6,8 @@
 
 namespace flash_rwkv::cuda::wkv6_chunk {
 
-template <class T, int kSize>
+// T: of values and y; Operand: of the products.
+template <class T, class Operand, int kSize>
 class StateWarp : public ValueRows<T, kSize> {
  public:
   __device__ __forceinline__ StateWarp(int first_row) : ValueRows<T, kSize>(first_row) {
@@ -14,35 +15,44 @@ class StateWarp : public ValueRows<T, kSize> {
     for (float& decay : decays_) decay = 1.0f;
   }
 
-  // y: of the chunk's first token, this head; `tokens` of them are written. release() is called when the stage has been
-  // read.
+  // The state as it is taken as an operand, a fragment for 16 columns.
+  using Checkpoint = __nv_bfloat16;
+  __device__ __forceinline__ void save(Checkpoint* to) const {
+    uint4* const fragments = reinterpret_cast<uint4*>(to) + first_row_ / 16 * kBlocks * kWarp;
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block)
+      store_fragment(fragments + block * kWarp, lane_, rounded<Checkpoint>(s_[block]));
+  }
+
+  // y: of the chunk's first token, this head; tokens from `missing` to `tokens` are written. release() is called when the
+  // stage has been read.
   template <class Release>
-  __device__ __forceinline__ void chunk(const Stage<T, kSize>& stage, T* y, int64_t y_stride, int tokens,
-                                        const Release& release) {
-    const Fragment v = stage.v().load_transposed(first_row_ / 16, lane_);
+  __device__ __forceinline__ void chunk(const Stage<Operand, kSize>& stage, T* y, int64_t y_stride, int tokens,
+                                        const Release& release, int missing = 0) {
+    const Fragment v = values(stage);
 
     // --- Y' = S R~' + V' A'
     Sums out = zero_sums();
 #pragma unroll
     for (int part = 0; part < kParts; ++part)
-      multiply_add<T>(out, v, load_fragment<RightFragment>(stage.scores(part), lane_));
+      multiply_add<Operand>(out, v, load_fragment<RightFragment>(stage.scores(part), lane_));
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      const Fragment s = rounded<T>(s_[block]);
+      const Fragment s = rounded<Operand>(s_[block]);
 #pragma unroll
       for (int part = 0; part < kParts; ++part)
-        multiply_add<T>(out, s, load_fragment<RightFragment>(stage.r(block, part), lane_));
+        multiply_add<Operand>(out, s, load_fragment<RightFragment>(stage.r(block, part), lane_));
     }
 
     update(stage, v);
     release();
-    this->write(out, y, y_stride, tokens);
+    this->write(out, y, y_stride, tokens, missing);
   }
 
   // The same without y; the decays are multiplied up.
   template <class Release>
-  __device__ __forceinline__ void absorb(const Stage<T, kSize>& stage, const Release& release) {
-    update(stage, stage.v().load_transposed(first_row_ / 16, lane_));
+  __device__ __forceinline__ void absorb(const Stage<Operand, kSize>& stage, const Release& release) {
+    update(stage, values(stage));
 #pragma unroll
     for (int i = 0; i < kSize / kWarp; ++i) decays_[i] *= stage.decay()[i * kWarp + lane_];
     release();
@@ -53,20 +63,24 @@ class StateWarp : public ValueRows<T, kSize> {
   }
 
  private:
-  static constexpr int kParts = Stage<T, kSize>::kParts;
+  static constexpr int kParts = Stage<Operand, kSize>::kParts;
   using ValueRows<T, kSize>::kBlocks;
   using ValueRows<T, kSize>::lane_;
   using ValueRows<T, kSize>::first_row_;
   using ValueRows<T, kSize>::s_;
 
+  __device__ __forceinline__ Fragment values(const Stage<Operand, kSize>& stage) const {
+    return converted<Operand, T>(stage.v().load_transposed(first_row_ / 16, lane_));
+  }
+
   // S <- S diag(D) + V' K^
-  __device__ __forceinline__ void update(const Stage<T, kSize>& stage, const Fragment& v) {
+  __device__ __forceinline__ void update(const Stage<Operand, kSize>& stage, const Fragment& v) {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       this->scale(block, stage.decay());
 #pragma unroll
       for (int part = 0; part < kParts; ++part)
-        multiply_add<T>(s_[block], v, stage.k(part).load_transposed_right(block, lane_));
+        multiply_add<Operand>(s_[block], v, stage.k(part).load_transposed_right(block, lane_));
     }
   }
 
