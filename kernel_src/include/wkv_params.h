@@ -49,8 +49,8 @@ struct Sequences {
   }
 
   // The sequence that a checkpoint is of if it is of any: in packed ones some are not.
-  FLASH_RWKV_ALWAYS_INLINE int64_t sequence_of(int64_t checkpoint) const {
-    if (!cu_seqlens) return checkpoint / first_checkpoint(1);
+  FLASH_RWKV_ALWAYS_INLINE int64_t sequence_of(uint32_t checkpoint) const {
+    if (!cu_seqlens) return checkpoint / static_cast<uint32_t>(first_checkpoint(1));
     int64_t low = 0, high = count - 1;
     while (low < high) {
       const int64_t middle = (low + high + 1) / 2;

@@ -10,8 +10,7 @@ from tests.helpers.operators import HEAD_OPERATORS, Operator, call, make_inputs,
 
 # Of the final state, relative: its updates go through the tensor cores in the dtype of the inputs.
 STATE_TOLERANCES = {torch.bfloat16: 2e-3, torch.float16: 3e-4}
-# Of every gradient, relative, and of the initial state's. Backward's operands are bfloat16 whatever the inputs
-# are.
+# Of every gradient, relative, and of the initial state's. Backward's operands are bfloat16 for any inputs.
 GRADIENT_TOLERANCES = {
     "wkv5": {torch.bfloat16: 3.5e-3, torch.float16: 3.5e-3},
     "wkv6": {torch.bfloat16: 3.5e-3, torch.float16: 3.5e-3},

@@ -49,7 +49,7 @@ def test_scale_of_float16(simt_kernel, operator, exponent) -> None:
 @pytest.mark.parametrize("of", [0, 1], ids=["y", "state"])
 def test_one_output(simt_kernel, operator, of) -> None:
     """The gradient of the other is absent."""
-    inputs, keywords = make_case(operator, tokens=100)
+    inputs, keywords = make_case(operator, tokens=70)
     gradients = chunk_gradients(simt_kernel, operator, inputs, keywords, of=(of,))
     assert_gradients_accurate(simt_kernel, operator, inputs, keywords, gradients, of=(of,))
 

@@ -89,6 +89,18 @@ __device__ __forceinline__ Fragment converted(const Fragment& f) {
            converted<To, From>(f.x[3])}};
 }
 
+// As sums.
+template <class T>
+__device__ __forceinline__ Sums exact(const Fragment& f) {
+  Sums s;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    s.x[i / 2][i % 2 * 2] = Pair<T>::first(f.x[i]);
+    s.x[i / 2][i % 2 * 2 + 1] = Pair<T>::second(f.x[i]);
+  }
+  return s;
+}
+
 // What rounding has left over, rounded itself.
 template <class T>
 __device__ __forceinline__ Fragment remainder(const Sums& s, const Fragment& of) {

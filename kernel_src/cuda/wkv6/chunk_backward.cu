@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(kSize / 16 * kWarp, kSize == 64 ? 3 : 1)
   const Memory memory = {reinterpret_cast<char*>(dynamic_shared)};
 
   // --- Which tokens of which head of which sequence
-  const int64_t head = blockIdx.x % p.num_heads;
-  const int64_t checkpoint = blockIdx.x / p.num_heads;
+  const unsigned num_heads = static_cast<unsigned>(p.num_heads);
+  const unsigned head = blockIdx.x % num_heads, checkpoint = blockIdx.x / num_heads;
   const int64_t sequence = p.sequences.sequence_of(checkpoint);
   const int64_t begin = (checkpoint - p.sequences.first_checkpoint(sequence)) * kCheckpointTokens;
   const int64_t left = begin < 0 ? 0 : p.sequences.length(sequence) - begin;
@@ -31,38 +31,38 @@ __global__ void __launch_bounds__(kSize / 16 * kWarp, kSize == 64 ? 3 : 1)
     }
     return;
   }
-  const int64_t batch = p.sequences.batch(sequence), first = p.sequences.begin(sequence) + begin;
-  const int tokens = left < kCheckpointTokens ? static_cast<int>(left) : static_cast<int>(kCheckpointTokens);
+  const BlockTokens tokens = {p.sequences.batch(sequence), p.sequences.begin(sequence) + begin, head,
+                              static_cast<int>(left < kCheckpointTokens ? left : kCheckpointTokens)};
 
   // --- All that is read
+  const GradientCopies<T, kSize, kDecayOfTokens> copies(memory, tokens);
+  copies.fetch(g.grad_y, Memory::kDy);
+  copies.fetch(p.v, Memory::kV);
+  ptx::cp_async_commit_group();
+  copies.fetch(p.r, Memory::kR);
+  copies.fetch(p.k, Memory::kK);
+  if constexpr (kDecayOfTokens) {
+    if (p.w.dtype == DType::kFloat32) copies.fetch_wide_decays(p.w);
+    else copies.fetch(p.w, Memory::kW);
+  }
+  ptx::cp_async_commit_group();
   const auto matrix = [&](const void* all) {
     return static_cast<const __nv_bfloat16*>(all) + blockIdx.x * int64_t{kSize * kSize};
   };
-  const int chunks = (tokens + kTokens - 1) / kTokens;
-  const GradientCopies<T, kSize, kDecayOfTokens> copies(memory, batch, first, head, tokens);
-  copies.fetch(g.grad_y, Memory::kDy, chunks);
-  copies.fetch(p.v, Memory::kV, chunks);
-  ptx::cp_async_commit_group();
-  copies.fetch(p.r, Memory::kR, chunks);
-  copies.fetch(p.k, Memory::kK, chunks);
-  if constexpr (kDecayOfTokens) {
-    if (p.w.dtype == DType::kFloat32) copies.fetch_wide_decays(p.w, chunks);
-    else copies.fetch(p.w, Memory::kW, chunks);
-  }
-  ptx::cp_async_commit_group();
-  GradientColumns<T, kSize, kDecayOfTokens> columns(memory, p, head, matrix(p.checkpoints), matrix(g.scratch), tokens);
+  GradientColumns<T, kSize, kDecayOfTokens> columns(memory, p, tokens, matrix(p.checkpoints), matrix(g.scratch));
 
   // --- Pairs of tokens
   ptx::cp_async_wait_group<1>();
-  copies.convert(Memory::kDy, chunks);
-  copies.convert(Memory::kV, chunks);
+  copies.convert(Memory::kDy);
+  copies.convert(Memory::kV);
   __syncthreads();
-  pair_gradients(memory, chunks);
+  pair_gradients(memory, tokens.chunks());
   ptx::cp_async_wait_all();
   __syncthreads();
 
   // --- Columns
-  columns.run(g, batch, first, head, sums_at);
+  columns.run();
+  columns.write(g, sums_at);
 #endif
 }
 

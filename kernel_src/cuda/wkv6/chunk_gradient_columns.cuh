@@ -56,9 +56,9 @@ class GradientColumns {
  public:
   using Memory = GradientMemory<kSize, kDecayOfTokens>;
 
-  // Of the warp's columns, S before and G behind the tokens, as fragments; left: tokens from the first one on.
-  __device__ __forceinline__ GradientColumns(const Memory& memory, const Wkv6Params& p, int64_t head, const void* state,
-                                             const void* gradient, int left)
+  // S before and G behind the tokens, as fragments.
+  __device__ __forceinline__ GradientColumns(const Memory& memory, const Wkv6Params& p, const BlockTokens& tokens,
+                                             const void* state, const void* gradient)
       : memory_(memory),
         form_(p.decay),
         wide_decay_(p.w.dtype == DType::kFloat32),
@@ -66,8 +66,7 @@ class GradientColumns {
         g_(lane_ / 4),
         t_(lane_ % 4),
         block_(threadIdx.x / kWarp),
-        left_(left),
-        chunks_(left < kChunks * kTokens ? (left + kTokens - 1) / kTokens : kChunks) {
+        tokens_(tokens) {
     const auto load = [&](const void* from, Fragment(&to)[kBlocks]) {
 #pragma unroll
       for (int rows = 0; rows < kBlocks; ++rows)
@@ -78,17 +77,14 @@ class GradientColumns {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int64_t column = 16 * block_ + 8 * c + g_;
-      bonus_[c] = load_as_float(p.u.data, head * p.u.stride[2] + column, p.u.dtype);
+      bonus_[c] = load_as_float(p.u.data, tokens.head * p.u.stride[2] + column, p.u.dtype);
       if constexpr (!kDecayOfTokens)
-        constant_w_[c][0] = load_as_float(p.w.data, head * p.w.stride[2] + column, p.w.dtype);
+        constant_w_[c][0] = load_as_float(p.w.data, tokens.head * p.w.stride[2] + column, p.w.dtype);
     }
   }
 
-  __device__ __forceinline__ int chunks() const { return chunks_; }
-
-  // Once P is there. `first`: token of the sequence.
-  __device__ __forceinline__ void run(const Wkv6Gradients& gradients, int64_t batch, int64_t first, int64_t head,
-                                      int64_t sums_at) {
+  // Once P is there: leaves gradients in shared memory.
+  __device__ __forceinline__ void run() {
 #pragma unroll
     for (int rows = 0; rows < kBlocks; ++rows) {
       state_[rows] = transposed(state_[rows]);
@@ -101,7 +97,18 @@ class GradientColumns {
     }
     prepare();
 #pragma unroll 1
-    for (int chunk = 0; chunk < chunks_; ++chunk) finish(chunk, gradients, batch, first + chunk * kTokens, head);
+    for (int chunk = 0; chunk < tokens_.chunks(); ++chunk) finish(chunk);
+  }
+
+  // sums_at: of those over tokens.
+  __device__ __forceinline__ void write(const Wkv6Gradients& gradients, int64_t sums_at) const {
+    __syncwarp();
+    write_rows(gradients.dr, Memory::kR);
+    write_rows(gradients.dk, Memory::kK);
+    if constexpr (kDecayOfTokens) {
+      if (wide_decay_) write_wide_decays(gradients.dw);
+      else write_rows(gradients.dw, Memory::kW);
+    }
     write_sums(gradients, sums_at);
   }
 
@@ -124,7 +131,7 @@ class GradientColumns {
 
   // Tokens that there are not decay nothing.
   __device__ __forceinline__ bool exists(int chunk, int token) const {
-    return chunk * kTokens + 4 * t_ + token < left_;
+    return chunk * kTokens + 4 * t_ + token < tokens_.count;
   }
 
   __device__ __forceinline__ QuadDecays decays(int chunk) const {
@@ -138,7 +145,7 @@ class GradientColumns {
 #pragma unroll
       for (int i = 0; i < 8; ++i) d[i / 4][i % 4] = constant_decay_[i / 4];
     }
-    if ((chunk + 1) * kTokens > left_) {
+    if ((chunk + 1) * kTokens > tokens_.count) {
 #pragma unroll
       for (int i = 0; i < 8; ++i)
         if (!exists(chunk, i % 4)) d[i / 4][i % 4] = 1.0f;
@@ -151,7 +158,7 @@ class GradientColumns {
     Sums sums = zero_sums();
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block)
-      multiply_add<GradientOperand>(sums, rows[block], as_right(vectors.load(block, lane_)));
+      multiply_add<GradientOperand>(sums, rows[block], vectors.load_right(block, lane_));
     return sums;
   }
 
@@ -176,7 +183,7 @@ class GradientColumns {
   __device__ __forceinline__ void prepare() {
     float2 flow_of_state = diagonal_of_states();
 #pragma unroll 1
-    for (int chunk = chunks_ - 1; chunk >= 0; --chunk) {
+    for (int chunk = tokens_.chunks() - 1; chunk >= 0; --chunk) {
       Quads r, k;
       load(chunk, Memory::kR, r);
       load(chunk, Memory::kK, k);
@@ -230,7 +237,7 @@ class GradientColumns {
     Sums sums = through(gradient_, memory_.rows(chunk, Memory::kV));
     const float2 decay = memory_.decay(chunk);
 #pragma unroll 1
-    for (int later = chunks_ - 1; later > chunk; --later) {
+    for (int later = tokens_.chunks() - 1; later > chunk; --later) {
       scale(sums, memory_.decay(later));
       const float2 more = flow(k, sums);
       float2& through_chunk = memory_.flow(later);
@@ -242,8 +249,7 @@ class GradientColumns {
   }
 
   // Gradients of a chunk.
-  __device__ __forceinline__ void finish(int chunk, const Wkv6Gradients& gradients, int64_t batch, int64_t first,
-                                         int64_t head) {
+  __device__ __forceinline__ void finish(int chunk) {
     const bool upper = t_ & 1, upper_half = t_ & 2;
     Quads r, k;
     load(chunk, Memory::kR, r);
@@ -290,19 +296,19 @@ class GradientColumns {
     const float2 through_chunk = memory_.flow(chunk);
 
     Quads dr, dk, log_decay;
+    const float of_upper = upper ? 1.0f : 0.0f, of_lower = 1.0f - of_upper;
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       // --- Sum of all for the columns scaled at the ends of the quad
-      float of_queries[4], of_keys[4], flow_of_queries = 0.0f;
+      const float four_to_query = upper_half ? to_middle[c] : 0.0f, four_to_key = upper_half ? 0.0f : to_middle[c];
+      float flow_of_queries = 0.0f;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float two = element(of_two, c, i), four = element(of_four, c, i) * to_middle[c];
+        const float two = element(of_two, c, i), four = element(of_four, c, i);
         const float before = element(from_before, c, i) * decay.to_begin[c];
-        dr[c][i] = before + (upper ? two : 0.0f) + (upper_half ? four : 0.0f);
-        dk[c][i] = fmaf(element(from_behind, c, i), decay.to_end[c], (upper ? 0.0f : two) + (upper_half ? 0.0f : four));
         flow_of_queries = fmaf(queries[c][i], before, flow_of_queries);
-        of_queries[i] = queries[c][i] * dr[c][i];
-        of_keys[i] = keys[c][i] * dk[c][i];
+        dr[c][i] = fmaf(of_upper, two, fmaf(four_to_query, four, before));
+        dk[c][i] = fmaf(of_lower, two, fmaf(four_to_key, four, element(from_behind, c, i) * decay.to_end[c]));
       }
 
       // --- What flows through all of the quad: to queries behind it, from keys before it, through all of the chunk
@@ -312,15 +318,18 @@ class GradientColumns {
       float through_quad = __shfl_xor_sync(kAllLanes, out_of_quad + four_flow, 1);
       float half_flow = upper_half ? flow_of_queries : keys_flow;
       half_flow += __shfl_xor_sync(kAllLanes, half_flow, 1);
-      // To both lanes of the other half, and what goes through the chunk to all.
       float chunk_flow = c == 0 ? through_chunk.x : through_chunk.y;
       chunk_flow += __shfl_xor_sync(kAllLanes, chunk_flow, 1);
+      // The other half's, which ends in this one, and what goes through both.
       through_quad += chunk_flow + __shfl_xor_sync(kAllLanes, chunk_flow + half_flow, 2);
 
-      log_decay[c][0] = through_quad + of_queries[1] + of_queries[2] + of_queries[3];
-      log_decay[c][1] = through_quad + of_queries[2] + of_queries[3] + of_keys[0];
-      log_decay[c][2] = through_quad + of_queries[3] + of_keys[0] + of_keys[1];
-      log_decay[c][3] = through_quad + of_keys[0] + of_keys[1] + of_keys[2];
+      // --- And through some of its tokens
+      const float to_last = queries[c][3] * dr[c][3], to_last_two = fmaf(queries[c][2], dr[c][2], to_last);
+      const float from_first = keys[c][0] * dk[c][0], from_first_two = fmaf(keys[c][1], dk[c][1], from_first);
+      log_decay[c][0] = through_quad + fmaf(queries[c][1], dr[c][1], to_last_two);
+      log_decay[c][1] = through_quad + to_last_two + from_first;
+      log_decay[c][2] = through_quad + to_last + from_first_two;
+      log_decay[c][3] = through_quad + fmaf(keys[c][2], dk[c][2], from_first_two);
 #pragma unroll
       for (int i = 0; i < 4; ++i) dr[c][i] *= decay.query[c][i], dk[c][i] *= decay.key[c][i];
     }
@@ -350,8 +359,7 @@ class GradientColumns {
       }
     }
 
-    // --- Write
-    const int tokens = left_ - chunk * kTokens;
+    // --- In the places of r, k and w
     if constexpr (kDecayOfTokens) {
       Quads w;
       load_w(chunk, w);
@@ -359,9 +367,8 @@ class GradientColumns {
     } else {
 #pragma unroll
       for (int i = 0; i < 8; ++i)
-        if (4 * t_ + i % 4 < tokens) dw_[i / 4][0] += log_decay[i / 4][i % 4];
+        if (exists(chunk, i % 4)) dw_[i / 4] += log_decay[i / 4][i % 4];
     }
-    __syncwarp();
     stage(chunk, Memory::kR, dr);
     stage(chunk, Memory::kK, dk);
     if (kDecayOfTokens && wide_decay_) {
@@ -372,46 +379,52 @@ class GradientColumns {
     } else if (kDecayOfTokens) {
       stage(chunk, Memory::kW, log_decay);
     }
-    __syncwarp();
-    const auto write = [&](const View& view, int which) {
-      const int row = lane_ / 2, token = token_of_quad_slot(row);
-      if (token >= tokens) return;
-      char* const to = const_cast<char*>(token_rows(view, batch, first + token, head).data) + 32 * block_;
-      *reinterpret_cast<uint4*>(to + lane_ % 2 * 16) = *reinterpret_cast<const uint4*>(
-          memory_.rows(chunk, which).data + Tile<kSize>::offset(row, lane_ % 2, block_));
-    };
-    write(gradients.dr, Memory::kR);
-    write(gradients.dk, Memory::kK);
-    if (kDecayOfTokens && wide_decay_) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = lane_ / 4 + 8 * half, token = token_of_quad_slot(row);
-        if (token >= tokens) continue;
-        char* const to = const_cast<char*>(token_rows(gradients.dw, batch, first + token, head).data) + 64 * block_;
-        *reinterpret_cast<uint4*>(to + lane_ % 4 * 16) =
-            *reinterpret_cast<const uint4*>(&memory_.wide_decays(chunk).at(row, 16 * block_ + lane_ % 4 * 4));
-      }
-    } else if (kDecayOfTokens) {
-      write(gradients.dw, Memory::kW);
-    }
   }
 
   __device__ __forceinline__ void stage(int chunk, int which, const Quads& x) const {
     memory_.rows(chunk, which).store(block_, lane_, transposed(left_of<T>(x[0], x[1])));
   }
 
+  // A piece of 16 bytes of a row for each lane.
+  __device__ __forceinline__ void write_rows(const View& view, int which) const {
+    const int row = lane_ / 2, piece = lane_ % 2, token = token_of_quad_slot(row);
+    char* to = tokens_.at(view, token) + 32 * block_ + 16 * piece;
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      if (chunk * kTokens + token < tokens_.count)
+        ptx::st_global_b32(to, *reinterpret_cast<const uint4*>(memory_.rows(chunk, which).data +
+                                                               Tile<kSize>::offset(row, piece, block_)));
+      to += kTokens * 2 * view.stride[1];
+    }
+  }
+  __device__ __forceinline__ void write_wide_decays(const View& view) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = lane_ / 4 + 8 * half, piece = lane_ % 4, token = token_of_quad_slot(row);
+      char* to = tokens_.at(view, token) + 64 * block_ + 16 * piece;
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        if (chunk * kTokens + token < tokens_.count)
+          ptx::st_global_b32(
+              to, *reinterpret_cast<const uint4*>(&memory_.wide_decays(chunk).at(row, 16 * block_ + 4 * piece)));
+        to += kTokens * 4 * view.stride[1];
+      }
+    }
+  }
+
   // The gradients of u and of a decay of all tokens.
-  __device__ __forceinline__ void write_sums(const Wkv6Gradients& gradients, int64_t at) {
+  __device__ __forceinline__ void write_sums(const Wkv6Gradients& gradients, int64_t at) const {
     const auto write = [&](void* to, int c, float sum) {
       sum += __shfl_xor_sync(kAllLanes, sum, 1);
       sum += __shfl_xor_sync(kAllLanes, sum, 2);
       if (t_ == 0) static_cast<float*>(to)[at + 16 * block_ + 8 * c + g_] = sum;
     };
-    if constexpr (!kDecayOfTokens) to_gradients_of_w(form_, constant_w_, dw_);
+    float dw[2][1] = {{dw_[0]}, {dw_[1]}};
+    if constexpr (!kDecayOfTokens) to_gradients_of_w(form_, constant_w_, dw);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       write(gradients.du_sum, c, du_[c]);
-      if constexpr (!kDecayOfTokens) write(gradients.dw_sum, c, dw_[c][0]);
+      if constexpr (!kDecayOfTokens) write(gradients.dw_sum, c, dw[c][0]);
     }
   }
 
@@ -419,11 +432,11 @@ class GradientColumns {
   const Decay form_;
   const bool wide_decay_;
   const int lane_, g_, t_, block_;
-  const int left_, chunks_;
+  const BlockTokens& tokens_;
   Fragment state_[kBlocks], gradient_[kBlocks];  // in run(): S' and G'
   float bonus_[2], du_[2] = {};
   // Of a decay of all tokens.
-  float constant_w_[2][1], constant_decay_[2], dw_[2][1] = {};
+  float constant_w_[2][1], constant_decay_[2], dw_[2] = {};
 };
 
 }  // namespace flash_rwkv::cuda::wkv6_chunk

@@ -88,45 +88,62 @@ struct GradientMemory {
   }
 };
 
-// Copies the vectors of the tokens between two checkpoints. A thread has one piece of 16 bytes of each chunk.
+// The tokens of a block in global memory; where there are none zeros are read.
+struct BlockTokens {
+  int64_t batch, first, head;
+  int count;  // from the first one on
+
+  __device__ __forceinline__ char* at(const View& view, int token) const {
+    const int64_t block = batch * view.stride[0] + first * view.stride[1] + head * view.stride[2];
+    return static_cast<char*>(view.data) + (block + token * view.stride[1]) * bytes_of(view.dtype);
+  }
+  __device__ __forceinline__ int chunks() const { return (count + kTokens - 1) / kTokens; }
+};
+
+// Copies vectors of all chunks. A thread has one piece of 16 bytes of each chunk, or two of fp32.
 template <class T, int kSize, bool kDecayOfTokens>
 class GradientCopies {
  public:
   using Memory = GradientMemory<kSize, kDecayOfTokens>;
 
-  // first: token of the sequence; left: tokens from it on.
-  __device__ __forceinline__ GradientCopies(const Memory& memory, int64_t batch, int64_t first, int64_t head, int left)
-      : memory_(memory), batch_(batch), first_(first), head_(head), left_(left) {}
+  __device__ __forceinline__ GradientCopies(const Memory& memory, const BlockTokens& tokens)
+      : memory_(memory), tokens_(tokens) {}
 
-  __device__ __forceinline__ void fetch(const View& view, int which, int chunks) const {
+  __device__ __forceinline__ void fetch(const View& view, int which) const {
     const int token = threadIdx.x / kPieces, piece = threadIdx.x % kPieces;
-    const TokenRows rows = token_rows(view, batch_, first_ + token, head_);
-    for (int chunk = 0; chunk < chunks; ++chunk)
-      ptx::cp_async_cg_shared_global<16>(
-          memory_.rows(chunk, which).data + Tile<kSize>::offset(quad_slot_of(token), piece),
-          rows.data + static_cast<int64_t>(chunk * kTokens) * rows.token_bytes + piece * 16,
-          chunk * kTokens + token < left_ ? 16 : 0);
+    const int to = Tile<kSize>::offset(quad_slot_of(token), piece);
+    const char* from = tokens_.at(view, token) + piece * 16;
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      ptx::cp_async_cg_shared_global<16>(memory_.rows(chunk, which).data + to, from,
+                                         chunk * kTokens + token < tokens_.count ? 16 : 0);
+      from += kTokens * 2 * view.stride[1];
+    }
   }
 
-  __device__ __forceinline__ void fetch_wide_decays(const View& view, int chunks) const {
-    for (int chunk = 0; chunk < chunks; ++chunk)
+  __device__ __forceinline__ void fetch_wide_decays(const View& view) const {
+    const int piece = threadIdx.x % (2 * kPieces);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int piece = threadIdx.x % (2 * kPieces), row = threadIdx.x / (2 * kPieces) + half * kTokens / 2;
-        const int token = chunk * kTokens + token_of_quad_slot(row);
-        ptx::cp_async_cg_shared_global<16>(&memory_.wide_decays(chunk).at(row, 4 * piece),
-                                           token_rows(view, batch_, first_ + token, head_).data + piece * 16,
-                                           token < left_ ? 16 : 0);
+    for (int half = 0; half < 2; ++half) {
+      const int row = threadIdx.x / (2 * kPieces) + half * kTokens / 2, token = token_of_quad_slot(row);
+      const char* from = tokens_.at(view, token) + piece * 16;
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        ptx::cp_async_cg_shared_global<16>(&memory_.wide_decays(chunk).at(row, 4 * piece), from,
+                                           chunk * kTokens + token < tokens_.count ? 16 : 0);
+        from += kTokens * 4 * view.stride[1];
       }
+    }
   }
 
   // Each thread makes operands of what it has copied itself.
-  __device__ __forceinline__ void convert(int which, int chunks) const {
+  __device__ __forceinline__ void convert(int which) const {
     if constexpr (!std::is_same_v<T, GradientOperand>) {
       const int at = Tile<kSize>::offset(quad_slot_of(threadIdx.x / kPieces), threadIdx.x % kPieces);
-      for (int chunk = 0; chunk < chunks; ++chunk) {
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
         uint4& x = *reinterpret_cast<uint4*>(memory_.rows(chunk, which).data + at);
-        const auto as_operands = converted<GradientOperand, T>({{x.x, x.y, x.z, x.w}});
+        const auto as_operands = converted<GradientOperand, T>(Fragment{{x.x, x.y, x.z, x.w}});
         x = make_uint4(as_operands.x[0], as_operands.x[1], as_operands.x[2], as_operands.x[3]);
       }
     }
@@ -137,8 +154,7 @@ class GradientCopies {
   static_assert(Memory::kThreads == kTokens * kPieces);
 
   const Memory& memory_;
-  const int64_t batch_, first_, head_;
-  const int left_;
+  const BlockTokens& tokens_;
 };
 
 // P, a pair of chunks a warp at a time.
@@ -153,7 +169,7 @@ __device__ __forceinline__ void pair_gradients(const GradientMemory<kSize, kDeca
     Sums p = zero_sums();
 #pragma unroll
     for (int block = 0; block < kSize / 16; ++block)
-      multiply_add<GradientOperand>(p, dy.load(block, lane), as_right(v.load(block, lane)));
+      multiply_add<GradientOperand>(p, dy.load(block, lane), v.load_right(block, lane));
     const Fragment f = rounded<GradientOperand>(p), transposed_f = transposed(f);
     if (later != earlier) {
       store_fragment(memory.pairs(later, earlier), lane, as_right(f));

@@ -48,9 +48,9 @@ class Prepare {
 #pragma unroll 1
       for (int block = 0; block < kBlocks; ++block) {
         if (block == kBlocks / 2) in_.template wait<2>();
-        const Fragment k = converted<Operand, T>(in_.vector(0).load(block, lane_));
+        const Fragment k = in_.vector(0).load(block, lane_);
         Fragment r = {};
-        if constexpr (!kSummarizes) r = converted<Operand, T>(in_.vector(1).load(block, lane_));
+        if constexpr (!kSummarizes) r = in_.vector(1).load(block, lane_);
         auto decays = load_decays(block, counts, first);
         // What half of the columns have come from is free for those of the chunk after.
         if (block % (kBlocks / 2) == kBlocks / 2 - 1) {
@@ -58,14 +58,14 @@ class Prepare {
           in_.fetch(2 * block / kBlocks);
         }
         Columns x;
-        unpack<Operand>(r, x.r);
-        unpack<Operand>(k, x.k);
+        unpack<T>(r, x.r);
+        unpack<T>(k, x.k);
         if constexpr (kSummarizes) {
           scale(g_, x, decays, [](auto) {});
         } else {
           float bonus[4];
           load_four(bonus_, block, bonus);
-          scores.add<Operand>(g_, r, k, bonus, x, decays);
+          scores.add<Operand>(g_, converted<Operand, T>(r), converted<Operand, T>(k), bonus, x, decays);
         }
         if (block == 0) {
           if (first >= plan_.preparers * kTokens) ptx::bar_sync(barriers.empty(preparer_), barriers.threads);

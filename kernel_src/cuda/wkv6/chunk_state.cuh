@@ -29,13 +29,11 @@ class StateWarp : public ValueRows<T, kSize> {
   template <class Release>
   __device__ __forceinline__ void chunk(const Stage<Operand, kSize>& stage, T* y, int64_t y_stride, int tokens,
                                         const Release& release, int missing = 0) {
-    const Fragment v = values(stage);
+    const Values v = values(stage);
 
     // --- Y' = S R~' + V' A'
     Sums out = zero_sums();
-#pragma unroll
-    for (int part = 0; part < kParts; ++part)
-      multiply_add<Operand>(out, v, load_fragment<RightFragment>(stage.scores(part), lane_));
+    add_products(out, v, [&](int part) { return load_fragment<RightFragment>(stage.scores(part), lane_); });
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       const Fragment s = rounded<Operand>(s_[block]);
@@ -69,18 +67,40 @@ class StateWarp : public ValueRows<T, kSize> {
   using ValueRows<T, kSize>::first_row_;
   using ValueRows<T, kSize>::s_;
 
-  __device__ __forceinline__ Fragment values(const Stage<Operand, kSize>& stage) const {
-    return converted<Operand, T>(stage.v().load_transposed(first_row_ / 16, lane_));
+  // In two parts if an operand has less digits.
+  static constexpr int kValueParts = std::is_same_v<T, Operand> ? 1 : 2;
+  struct Values {
+    Fragment part[kValueParts];
+  };
+
+  __device__ __forceinline__ Values values(const Stage<Operand, kSize>& stage) const {
+    const Fragment v = stage.v().load_transposed(first_row_ / 16, lane_);
+    if constexpr (kValueParts == 1) {
+      return {v};
+    } else {
+      const Fragment most = converted<Operand, T>(v);
+      return {most, remainder<Operand>(exact<T>(v), most)};
+    }
+  }
+
+  // sum += v · transposed(other), other(part) a part of it; two remainders are not multiplied.
+  template <class Other>
+  __device__ __forceinline__ static void add_products(Sums& sum, const Values& v, const Other& other) {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const RightFragment right = other(part);
+      multiply_add<Operand>(sum, v.part[0], right);
+      if constexpr (kValueParts > 1)
+        if (part == 0) multiply_add<Operand>(sum, v.part[1], right);
+    }
   }
 
   // S <- S diag(D) + V' K^
-  __device__ __forceinline__ void update(const Stage<Operand, kSize>& stage, const Fragment& v) {
+  __device__ __forceinline__ void update(const Stage<Operand, kSize>& stage, const Values& v) {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       this->scale(block, stage.decay());
-#pragma unroll
-      for (int part = 0; part < kParts; ++part)
-        multiply_add<Operand>(s_[block], v, stage.k(part).load_transposed_right(block, lane_));
+      add_products(s_[block], v, [&](int part) { return stage.k(part).load_transposed_right(block, lane_); });
     }
   }
 
