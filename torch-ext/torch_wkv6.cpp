@@ -50,7 +50,7 @@ void check_chunk_gradients(const Checker& check, const DeviceKernels& kernels, c
                            const Tensor& r) {
   if (!kernels.has_wkv6_chunk_gradients(sizes.size, sizes.call(r)))
     check.fail(
-        "algorithm 'chunk' has gradients for head size 64 and, on devices with 144 KiB of shared memory a block, "
+        "algorithm 'chunk' has gradients for head size 64 and, on devices with 154 KiB of shared memory a block, "
         "128; expected 'auto' or 'recurrent', got 'chunk' for " +
         std::to_string(sizes.size) + " on cuda:" + std::to_string(r.get_device_index()));
 }

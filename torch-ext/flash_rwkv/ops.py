@@ -102,7 +102,7 @@ def wkv6(
         algorithm: ``"auto"`` (default), ``"recurrent"`` (token by token, bitwise the same however tokens are
             split over calls, batched or packed) or ``"chunk"``: matrix form on tensor cores, for bfloat16 and
             float16 and head sizes 64 and 128, on CUDA devices of capability 8.0 and later; its gradient for
-            head size 128 takes 144 KiB of shared memory a block (8.0, 9.0, 10.0).
+            head size 128 takes 154 KiB of shared memory a block (8.0, 9.0, 10.0).
 
     Returns:
         y ``[B, T, H, N]`` in the dtype of r, and the state after the last token in the layout of ``state``.

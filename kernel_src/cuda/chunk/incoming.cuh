@@ -9,8 +9,9 @@
 
 namespace flash_rwkv::cuda::chunk {
 
-// kVectors vectors of 16 bits an element, and w, of 16 bits or fp32, if it is of tokens.
-template <int kSize, int kVectors, bool kDecayOfTokens>
+// kVectors vectors of 16 bits an element, and w, of 16 bits or fp32, if it is of tokens. kBack: from the last token to the
+// first.
+template <int kSize, int kVectors, bool kDecayOfTokens, bool kBack = false>
 class Incoming {
  public:
   static __host__ __device__ constexpr int bytes(bool wide_decay) {
@@ -124,7 +125,7 @@ class Incoming {
   }
 
  private:
-  __device__ __forceinline__ bool exists(int token) const { return token >= missing_ && token < length_; }
+  __device__ __forceinline__ bool exists(int token) const { return kBack ? token >= missing_ : token < length_; }
 
   using Copies = TileCopies<kSize / 16>;     // of half the columns
   using WideCopies = TileCopies<kSize / 8>;  // the same, in fp32

@@ -344,12 +344,12 @@ class GradientColumns {
       const float dk0 = fmaf(p2.x, r[c][2], p3.x * r3), dr3 = fmaf(p3.x, k0, p3.y * k[c][1]);
       log_decay[c][1] = fmaf(k0, dk0, log_decay[c][1]);
       log_decay[c][2] = fmaf(r3, dr3, log_decay[c][2]);
-      dk[c][0] += fmaf(decay.inner[c][0], dk0, p1.x * r[c][1]);
-      dk[c][1] += fmaf(p2.y, r[c][2], p3.y * r3);
+      dk[c][0] = fmaf(decay.inner[c][0], dk0, fmaf(p1.x, r[c][1], dk[c][0]));
+      dk[c][1] = fmaf(p2.y, r[c][2], fmaf(p3.y, r3, dk[c][1]));
       dk[c][2] = fmaf(p3.z, r[c][3], dk[c][2]);
       dr[c][1] = fmaf(p1.x, k[c][0], dr[c][1]);
-      dr[c][2] += fmaf(p2.x, k0, p2.y * k[c][1]);
-      dr[c][3] += fmaf(decay.inner[c][1], dr3, p3.z * k[c][2]);
+      dr[c][2] = fmaf(p2.x, k0, fmaf(p2.y, k[c][1], dr[c][2]));
+      dr[c][3] = fmaf(decay.inner[c][1], dr3, fmaf(p3.z, k[c][2], dr[c][3]));
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float of_r = diagonal[i] * k[c][i], of_k = diagonal[i] * r[c][i];

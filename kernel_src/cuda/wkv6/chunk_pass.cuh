@@ -14,18 +14,16 @@ struct Pass {
   using Params = Wkv6Params;
   static constexpr int kSize = kSize_;
   static constexpr bool kBack = kBack_;
-  // Gradients have the range of bfloat16.
-  using Operand = std::conditional_t<kBack, __nv_bfloat16, T>;
   // Two blocks of ten warps, or one of twelve, leave a thread 96 or 168 registers.
   static constexpr int kMostWarps = kSize == 64 ? 10 : 12;
   static constexpr int kBlocksPerProcessor = kSize == 64 ? 2 : 1;
   using Summarize = Pass<T, kSize, kDecayOfTokens, kBack, true>;
-  using Stage = wkv6_chunk::Stage<Operand, kSize>;
-  using Prepare = wkv6_chunk::Prepare<T, Operand, kSize, kDecayOfTokens, kSummarizes>;
-  using StateWarp = wkv6_chunk::StateWarp<T, Operand, kSize>;
+  using Stage = wkv6_chunk::Stage<Operand<T, kBack>, kSize>;
+  using Prepare = wkv6_chunk::Prepare<T, kSize, kDecayOfTokens, kBack, kSummarizes>;
+  using StateWarp = wkv6_chunk::StateWarp<T, kSize, kBack>;
 
   static __host__ __device__ constexpr int memory_of_preparer(bool wide_decay) {
-    return PrepareMemory<Operand, kSize, kDecayOfTokens, kSummarizes>::bytes(wide_decay);
+    return PrepareMemory<T, kSize, kDecayOfTokens, kBack, kSummarizes>::bytes(wide_decay);
   }
 };
 

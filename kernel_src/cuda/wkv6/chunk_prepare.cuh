@@ -7,8 +7,7 @@
 
 namespace flash_rwkv::cuda::wkv6_chunk {
 
-// T: of the tokens; Operand: of what is prepared.
-template <class T, class Operand, int kSize, bool kDecayOfTokens, bool kSummarizes>
+template <class T, int kSize, bool kDecayOfTokens, bool kBack, bool kSummarizes>
 class Prepare {
  public:
   // task.memory: Memory::bytes().
@@ -87,7 +86,8 @@ class Prepare {
   }
 
  private:
-  using Memory = PrepareMemory<Operand, kSize, kDecayOfTokens, kSummarizes>;
+  using Operand = wkv6_chunk::Operand<T, kBack>;
+  using Memory = PrepareMemory<T, kSize, kDecayOfTokens, kBack, kSummarizes>;
   static constexpr int kBlocks = kSize / 16;
 
   // This lane's columns of a vector in shared memory.
@@ -102,11 +102,11 @@ class Prepare {
       DecaysOfTokens decays;
       in_.template load_decay<T>(block, decays.log2_decay);
       log2_decays(p_.decay, decays.log2_decay);
-      if (first < missing_ || first + kTokens > length_) {
+      if (kBack ? first < missing_ : first + kTokens > length_) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           const int token = first + 2 * g_ + i / 4;
-          if (token < missing_ || token >= length_) decays.log2_decay[i / 4][i % 4] = 0.0f;
+          if (kBack ? token < missing_ : token >= length_) decays.log2_decay[i / 4][i % 4] = 0.0f;
         }
       }
       return decays;

@@ -6,10 +6,11 @@
 
 namespace flash_rwkv::cuda::wkv6_chunk {
 
-// T: of values and y; Operand: of the products.
-template <class T, class Operand, int kSize>
+template <class T, int kSize, bool kBack>
 class StateWarp : public ValueRows<T, kSize> {
  public:
+  using Operand = wkv6_chunk::Operand<T, kBack>;
+
   __device__ __forceinline__ StateWarp(int first_row) : ValueRows<T, kSize>(first_row) {
 #pragma unroll
     for (float& decay : decays_) decay = 1.0f;
