@@ -35,7 +35,7 @@ def test_scale(simt_kernel, operator, exponent) -> None:
     assert_gradients_accurate(simt_kernel, operator, inputs, keywords, gradients, 2.0**exponent)
 
 
-# float16 cannot hold such gradients of y itself; those of the final state are fp32.
+# As far as float16 holds the results.
 @pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
 @pytest.mark.parametrize("exponent", [-10, 10])
 def test_scale_of_float16(simt_kernel, operator, exponent) -> None:
