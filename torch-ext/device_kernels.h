@@ -26,9 +26,12 @@ struct DeviceKernels {
   void (*wkv4_step)(const Wkv4Params&, const Call&);
   bool (*has_chunks)(const Call&);           // nullptr: never; wkvN_chunk_forward are there only where it has
   bool (*has_chunk_gradients)(const Call&);  // of wkv7; called only where it has chunks
+  bool (*has_wkv6_chunk_gradients)(const int64_t& head_size, const Call&);  // likewise
   void (*wkv6_forward)(const Wkv6Params&, const Call&);
   int64_t (*wkv6_chunk_scratch_bytes)(const Wkv6Params&, const Call&);
   void (*wkv6_chunk_forward)(const Wkv6Params&, const Call&);
+  BackwardPlan (*wkv6_chunk_backward_plan)(const Wkv6Params&, const Call&);
+  void (*wkv6_chunk_backward)(const Wkv6Params&, const Wkv6Gradients&, const Call&);
   BackwardPlan (*wkv6_backward_plan)(const Wkv6Params&, const Call&);
   void (*wkv6_backward)(const Wkv6Params&, const Wkv6Gradients&, const Call&);
   void (*wkv6_step)(const Wkv6Params&, const Call&);

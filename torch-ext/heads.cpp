@@ -23,10 +23,11 @@ void HeadSizes::check_tokens(const Checker& check, const char* name, const Tenso
 }
 
 Tensor allocate_checkpoints(const Checker& check, const Tensor& like, const HeadSizes& sizes,
-                            const Sequences& sequences, int64_t extra_rows, bool save) {
+                            const Sequences& sequences, int64_t extra_rows, bool save,
+                            std::optional<ScalarType> dtype) {
   std::vector<int64_t> shape = sizes.checkpoint_shape(sequences, extra_rows);
   if (!save) shape[0] = 0;
-  Tensor checkpoints = allocate(like, shape, check.compute());
+  Tensor checkpoints = allocate(like, shape, dtype.value_or(check.compute()));
   if (checkpoints.numel() == 0 || sequences.cu_seqlens == nullptr) return checkpoints;
   if (!like.is_cpu()) return torch::stable::zero_(checkpoints);  // which blocks are owned, only the device knows
   const int64_t blocks = checkpoints.size(0);
@@ -59,11 +60,11 @@ OptionalTensor check_pool(const Checker& check, const Tensor& state, const Optio
 
 void check_gradients(const Checker& check, const Tensor& checkpoints, const OptionalTensor& grad_y,
                      const OptionalTensor& grad_state, const HeadSizes& sizes, const Sequences& sequences,
-                     int64_t extra_rows) {
+                     int64_t extra_rows, std::optional<ScalarType> dtype) {
   const std::vector<int64_t> shape = sizes.checkpoint_shape(sequences, extra_rows);
   check.shape("checkpoints", checkpoints,
               {{"blocks", shape[0]}, {"H", shape[1]}, {extra_rows ? "N + tokens" : "N", shape[2]}, {"N", shape[3]}});
-  check.compute_dtype("checkpoints", checkpoints);
+  check.dtype("checkpoints", checkpoints, dtype.value_or(check.compute()));
   if (!checkpoints.is_contiguous()) check.fail("checkpoints must be contiguous, as forward made them");
   if (grad_y) {
     sizes.check_tokens(check, "grad_y", *grad_y);
@@ -74,7 +75,8 @@ void check_gradients(const Checker& check, const Tensor& checkpoints, const Opti
 
 bool has_chunks(const DeviceKernels& kernels, int64_t version, int64_t size, bool gradients, const Call& call) {
   if ((size != 64 && size != 128) || kernels.has_chunks == nullptr || !kernels.has_chunks(call)) return false;
-  return !gradients || (version == 7 && size == 64 && kernels.has_chunk_gradients(call));
+  if (!gradients) return true;
+  return version == 7 ? size == 64 && kernels.has_chunk_gradients(call) : kernels.has_wkv6_chunk_gradients(size, call);
 }
 
 void check_chunks(const Checker& check, const DeviceKernels& kernels, const HeadSizes& sizes, const Tensor& first) {

@@ -34,10 +34,11 @@ struct HeadSizes {
   }
 };
 
-// Memory for the checkpoints, none unless `save`. Blocks that no packed sequence owns are zeros, so that the result is
-// the same in every run.
+// Memory for the checkpoints, none unless `save`; dtype: of them, if not that of computations. Blocks that no packed
+// sequence owns are zeros, so that the result is the same in every run.
 Tensor allocate_checkpoints(const Checker& check, const Tensor& like, const HeadSizes& sizes,
-                            const Sequences& sequences, int64_t extra_rows, bool save);
+                            const Sequences& sequences, int64_t extra_rows, bool save,
+                            std::optional<ScalarType> dtype = std::nullopt);
 
 // Checks of a state, of a pool with its slots, and of what backward is given.
 void check_state(const Checker& check, const char* name, const Tensor& state, int64_t sequences,
@@ -46,7 +47,7 @@ OptionalTensor check_pool(const Checker& check, const Tensor& state, const Optio
                           const HeadSizes& sizes);
 void check_gradients(const Checker& check, const Tensor& checkpoints, const OptionalTensor& grad_y,
                      const OptionalTensor& grad_state, const HeadSizes& sizes, const Sequences& sequences,
-                     int64_t extra_rows);
+                     int64_t extra_rows, std::optional<ScalarType> dtype = std::nullopt);
 
 // Whether the matrix form of wkv`version` takes heads of that size on the device of the call; `gradients`: and
 // differentiates them.

@@ -101,10 +101,12 @@ void Checker::fail_dtype(const char* name, ScalarType got, const std::string& ex
        name_of(got));
 }
 
-void Checker::same_dtype(const char* name, const Tensor& tensor) const {
+void Checker::dtype(const char* name, const Tensor& tensor, ScalarType expected) const {
   const ScalarType got = tensor.scalar_type();
-  if (got != dtype_) fail_dtype(name, got, name_of(dtype_));
+  if (got != expected) fail_dtype(name, got, name_of(expected));
 }
+
+void Checker::same_dtype(const char* name, const Tensor& tensor) const { dtype(name, tensor, dtype_); }
 
 void Checker::same_or_float(const char* name, const Tensor& tensor) const {
   const ScalarType got = tensor.scalar_type();
@@ -113,10 +115,7 @@ void Checker::same_or_float(const char* name, const Tensor& tensor) const {
   fail_dtype(name, got, wide ? name_of(dtype_) : name_of(dtype_) + " or float32");
 }
 
-void Checker::compute_dtype(const char* name, const Tensor& tensor) const {
-  const ScalarType got = tensor.scalar_type();
-  if (got != compute()) fail_dtype(name, got, name_of(compute()));
-}
+void Checker::compute_dtype(const char* name, const Tensor& tensor) const { dtype(name, tensor, compute()); }
 
 void Checker::pool_dtype(const char* name, const Tensor& tensor) const {
   const ScalarType got = tensor.scalar_type();

@@ -41,6 +41,7 @@ class Checker {
 
   void device(const char* name, const Tensor& tensor) const;
   void shape(const char* name, const Tensor& tensor, std::initializer_list<Dim> dims) const;
+  void dtype(const char* name, const Tensor& tensor, ScalarType expected) const;
   // Dtype of the first tensor.
   void same_dtype(const char* name, const Tensor& tensor) const;
   // Dtype of the first tensor, or float32 beside a lower precision.

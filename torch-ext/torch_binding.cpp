@@ -40,6 +40,8 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
           " int decay, bool save) -> (Tensor, Tensor, Tensor)");
   ops.def("wkv5_backward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor checkpoints, Tensor? grad_y,"
           " Tensor? grad_state, Tensor? cu_seqlens, int decay) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  ops.def("wkv5_chunk_backward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor checkpoints, Tensor? grad_y,"
+          " Tensor? grad_state, Tensor? cu_seqlens, int decay) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   ops.def("wkv5_step_(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor(a!) state, Tensor? slots,"
           " int decay) -> Tensor");
 
@@ -48,6 +50,8 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   ops.def("wkv6_chunk_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor? state, Tensor? cu_seqlens,"
           " int decay, bool save) -> (Tensor, Tensor, Tensor)");
   ops.def("wkv6_backward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor checkpoints, Tensor? grad_y,"
+          " Tensor? grad_state, Tensor? cu_seqlens, int decay) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  ops.def("wkv6_chunk_backward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor checkpoints, Tensor? grad_y,"
           " Tensor? grad_state, Tensor? cu_seqlens, int decay) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   ops.def("wkv6_step_(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor(a!) state, Tensor? slots,"
           " int decay) -> Tensor");

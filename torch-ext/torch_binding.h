@@ -26,12 +26,14 @@ Outputs wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalT
 template <int kVersion>
 Outputs wkv6_chunk_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor state,
                            OptionalTensor cu_seqlens, int64_t decay, bool save);
+using Wkv6Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 template <int kVersion>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward(Tensor r, Tensor k, Tensor v, Tensor w,
-                                                                         Tensor u, Tensor checkpoints,
-                                                                         OptionalTensor grad_y,
-                                                                         OptionalTensor grad_state,
-                                                                         OptionalTensor cu_seqlens, int64_t decay);
+Wkv6Backward wkv6_backward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor checkpoints, OptionalTensor grad_y,
+                           OptionalTensor grad_state, OptionalTensor cu_seqlens, int64_t decay);
+template <int kVersion>
+Wkv6Backward wkv6_chunk_backward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor checkpoints,
+                                 OptionalTensor grad_y, OptionalTensor grad_state, OptionalTensor cu_seqlens,
+                                 int64_t decay);
 template <int kVersion>
 Tensor wkv6_step(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor state, OptionalTensor slots, int64_t decay);
 
@@ -57,10 +59,12 @@ void implement(Library& ops) {
   ops.impl("wkv5_forward", TORCH_BOX(&wkv6_forward<5>));
   ops.impl("wkv5_chunk_forward", TORCH_BOX(&wkv6_chunk_forward<5>));
   ops.impl("wkv5_backward", TORCH_BOX(&wkv6_backward<5>));
+  ops.impl("wkv5_chunk_backward", TORCH_BOX(&wkv6_chunk_backward<5>));
   ops.impl("wkv5_step_", TORCH_BOX(&wkv6_step<5>));
   ops.impl("wkv6_forward", TORCH_BOX(&wkv6_forward<6>));
   ops.impl("wkv6_chunk_forward", TORCH_BOX(&wkv6_chunk_forward<6>));
   ops.impl("wkv6_backward", TORCH_BOX(&wkv6_backward<6>));
+  ops.impl("wkv6_chunk_backward", TORCH_BOX(&wkv6_chunk_backward<6>));
   ops.impl("wkv6_step_", TORCH_BOX(&wkv6_step<6>));
   ops.impl("wkv7_forward", TORCH_BOX(&wkv7_forward));
   ops.impl("wkv7_chunk_forward", TORCH_BOX(&wkv7_chunk_forward));

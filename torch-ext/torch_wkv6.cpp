@@ -46,6 +46,20 @@ Wkv6Params check_inputs(const Checker& check, const HeadSizes& sizes, Inputs& in
   return p;
 }
 
+void check_chunk_gradients(const Checker& check, const DeviceKernels& kernels, const HeadSizes& sizes,
+                           const Tensor& r) {
+  if (!kernels.has_wkv6_chunk_gradients(sizes.size, sizes.call(r)))
+    check.fail(
+        "algorithm 'chunk' has gradients for head size 64 and, on devices with 154 KiB of shared memory a block, "
+        "128; expected 'auto' or 'recurrent', got 'chunk' for " +
+        std::to_string(sizes.size) + " on cuda:" + std::to_string(r.get_device_index()));
+}
+
+// What chunks save is only ever an operand of the tensor cores.
+std::optional<ScalarType> saved_dtype(bool chunks) {
+  return chunks ? std::optional(ScalarType::BFloat16) : std::nullopt;
+}
+
 template <int kVersion>
 Outputs forward(bool chunks, Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, OptionalTensor state,
                 OptionalTensor cu_seqlens, int64_t decay, bool save) {
@@ -53,6 +67,7 @@ Outputs forward(bool chunks, Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, O
   const Checker check(op_name<kVersion>(), "r", r);
   const HeadSizes sizes(check, "r", r, false);
   if (chunks) check_chunks(check, kernels, sizes, r);
+  if (chunks && save) check_chunk_gradients(check, kernels, sizes, r);
   Inputs in = {r, k, v, w, u};
   Wkv6Params p = check_inputs<kVersion>(check, sizes, in, decay);
   OptionalTensor packed;
@@ -64,7 +79,7 @@ Outputs forward(bool chunks, Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, O
   Tensor final_state = allocate(r, {sequences, sizes.heads, sizes.size, sizes.size}, check.compute());
   p.sequences = sizes.describe(sequences, packed, kernels);
   if (chunks) p.sequences.checkpoint_tokens = kCheckpointTokens;
-  const Tensor checkpoints = allocate_checkpoints(check, r, sizes, p.sequences, 0, save);
+  const Tensor checkpoints = allocate_checkpoints(check, r, sizes, p.sequences, 0, save, saved_dtype(chunks));
   const OptionalTensor initial = readable_rows(state);
   p.state = view_state(initial);
   p.y = view_tokens(y);
@@ -75,6 +90,58 @@ Outputs forward(bool chunks, Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, O
   p.summaries = scratch.data_ptr();
   (chunks ? kernels.wkv6_chunk_forward : kernels.wkv6_forward)(p, call);
   return {y, final_state, checkpoints};
+}
+
+template <int kVersion>
+Wkv6Backward backward(bool chunks, Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor checkpoints,
+                      OptionalTensor grad_y, OptionalTensor grad_state, OptionalTensor cu_seqlens, int64_t decay) {
+  const DeviceKernels& kernels = kernels_of(r);
+  const Checker check(op_name<kVersion>(), "r", r);
+  const HeadSizes sizes(check, "r", r, false);
+  if (chunks) check_chunks(check, kernels, sizes, r);
+  if (chunks) check_chunk_gradients(check, kernels, sizes, r);
+  Inputs in = {r, k, v, w, u};
+  Wkv6Params p = check_inputs<kVersion>(check, sizes, in, decay);
+  OptionalTensor packed;
+  if (cu_seqlens) packed = check.cu_seqlens(*cu_seqlens, sizes.batch, sizes.tokens);
+  const int64_t sequences = sizes.sequences(packed);
+  p.sequences = sizes.describe(sequences, packed, kernels);
+  if (chunks) p.sequences.checkpoint_tokens = kCheckpointTokens;
+  check_gradients(check, checkpoints, grad_y, grad_state, sizes, p.sequences, 0, saved_dtype(chunks));
+  p.checkpoints = checkpoints.data_ptr();
+  OptionalTensor readable_grad_y = readable_rows(grad_y);
+  if (chunks && !grad_y) {
+    Tensor zeros = allocate(r, sizes_of(r), check.dtype());
+    readable_grad_y = torch::stable::zero_(zeros);
+  }
+  const OptionalTensor readable_grad_state = readable_rows(grad_state);
+  const Call call = sizes.call(r);
+  const BackwardPlan plan = (chunks ? kernels.wkv6_chunk_backward_plan : kernels.wkv6_backward_plan)(p, call);
+  const Tensor scratch = allocate(r, {plan.scratch_bytes}, ScalarType::Byte);
+
+  Tensor dr = allocate(r, sizes_of(r), check.dtype());
+  Tensor dk = allocate(r, sizes_of(r), check.dtype());
+  Tensor dv = allocate(r, sizes_of(r), check.dtype());
+  Tensor dstate = allocate(r, {sequences, sizes.heads, sizes.size, sizes.size}, check.compute());
+  const int64_t sums = chunks ? checkpoints.size(0) : plan.row_parts * sequences;
+  const std::vector<int64_t> part_shape = {sums, sizes.heads, sizes.size};
+  Tensor du_sum = allocate(r, part_shape, check.compute());
+  Tensor dw = kVersion == 5 ? allocate(r, part_shape, check.compute()) : allocate(r, sizes_of(r), w.scalar_type());
+  Wkv6Gradients g;
+  g.grad_y = view_tokens(readable_grad_y);
+  g.grad_final_state = view_state(readable_grad_state);
+  g.dr = view_tokens(dr);
+  g.dk = view_tokens(dk);
+  g.dv = view_tokens(dv);
+  g.dstate = view_state(dstate);
+  g.scratch = scratch.data_ptr();
+  g.du_sum = du_sum.data_ptr();
+  if (kVersion == 5) g.dw_sum = dw.data_ptr();
+  else g.dw = view_tokens(dw);
+  (chunks ? kernels.wkv6_chunk_backward : kernels.wkv6_backward)(p, g, call);
+  return {
+      dr,    dk, dv, kVersion == 5 ? sum_sequences(dw, w.scalar_type()) : dw, sum_sequences(du_sum, u.scalar_type()),
+      dstate};
 }
 
 }  // namespace
@@ -92,50 +159,16 @@ Outputs wkv6_chunk_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Opt
 }
 
 template <int kVersion>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward(Tensor r, Tensor k, Tensor v, Tensor w,
-                                                                         Tensor u, Tensor checkpoints,
-                                                                         OptionalTensor grad_y,
-                                                                         OptionalTensor grad_state,
-                                                                         OptionalTensor cu_seqlens, int64_t decay) {
-  const DeviceKernels& kernels = kernels_of(r);
-  const Checker check(op_name<kVersion>(), "r", r);
-  const HeadSizes sizes(check, "r", r, false);
-  Inputs in = {r, k, v, w, u};
-  Wkv6Params p = check_inputs<kVersion>(check, sizes, in, decay);
-  OptionalTensor packed;
-  if (cu_seqlens) packed = check.cu_seqlens(*cu_seqlens, sizes.batch, sizes.tokens);
-  const int64_t sequences = sizes.sequences(packed);
-  p.sequences = sizes.describe(sequences, packed, kernels);
-  check_gradients(check, checkpoints, grad_y, grad_state, sizes, p.sequences, 0);
-  p.checkpoints = checkpoints.data_ptr();
-  const OptionalTensor readable_grad_y = readable_rows(grad_y);
-  const OptionalTensor readable_grad_state = readable_rows(grad_state);
-  const Call call = sizes.call(r);
-  const BackwardPlan plan = kernels.wkv6_backward_plan(p, call);
-  const Tensor scratch = allocate(r, {plan.scratch_bytes}, ScalarType::Byte);
+Wkv6Backward wkv6_backward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor checkpoints, OptionalTensor grad_y,
+                           OptionalTensor grad_state, OptionalTensor cu_seqlens, int64_t decay) {
+  return backward<kVersion>(false, r, k, v, w, u, checkpoints, grad_y, grad_state, cu_seqlens, decay);
+}
 
-  Tensor dr = allocate(r, sizes_of(r), check.dtype());
-  Tensor dk = allocate(r, sizes_of(r), check.dtype());
-  Tensor dv = allocate(r, sizes_of(r), check.dtype());
-  Tensor dstate = allocate(r, {sequences, sizes.heads, sizes.size, sizes.size}, check.compute());
-  const std::vector<int64_t> part_shape = {plan.row_parts * sequences, sizes.heads, sizes.size};
-  Tensor du_sum = allocate(r, part_shape, check.compute());
-  Tensor dw = kVersion == 5 ? allocate(r, part_shape, check.compute()) : allocate(r, sizes_of(r), w.scalar_type());
-  Wkv6Gradients g;
-  g.grad_y = view_tokens(readable_grad_y);
-  g.grad_final_state = view_state(readable_grad_state);
-  g.dr = view_tokens(dr);
-  g.dk = view_tokens(dk);
-  g.dv = view_tokens(dv);
-  g.dstate = view_state(dstate);
-  g.scratch = scratch.data_ptr();
-  g.du_sum = du_sum.data_ptr();
-  if (kVersion == 5) g.dw_sum = dw.data_ptr();
-  else g.dw = view_tokens(dw);
-  kernels.wkv6_backward(p, g, call);
-  return {
-      dr,    dk, dv, kVersion == 5 ? sum_sequences(dw, w.scalar_type()) : dw, sum_sequences(du_sum, u.scalar_type()),
-      dstate};
+template <int kVersion>
+Wkv6Backward wkv6_chunk_backward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor checkpoints,
+                                 OptionalTensor grad_y, OptionalTensor grad_state, OptionalTensor cu_seqlens,
+                                 int64_t decay) {
+  return backward<kVersion>(true, r, k, v, w, u, checkpoints, grad_y, grad_state, cu_seqlens, decay);
 }
 
 template <int kVersion>
@@ -162,14 +195,14 @@ template Outputs wkv6_chunk_forward<5>(Tensor, Tensor, Tensor, Tensor, Tensor, O
                                        bool);
 template Outputs wkv6_chunk_forward<6>(Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor, int64_t,
                                        bool);
-template std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward<5>(Tensor, Tensor, Tensor, Tensor,
-                                                                                     Tensor, Tensor, OptionalTensor,
-                                                                                     OptionalTensor, OptionalTensor,
-                                                                                     int64_t);
-template std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward<6>(Tensor, Tensor, Tensor, Tensor,
-                                                                                     Tensor, Tensor, OptionalTensor,
-                                                                                     OptionalTensor, OptionalTensor,
-                                                                                     int64_t);
+template Wkv6Backward wkv6_backward<5>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor,
+                                       OptionalTensor, int64_t);
+template Wkv6Backward wkv6_chunk_backward<5>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor,
+                                             OptionalTensor, OptionalTensor, int64_t);
+template Wkv6Backward wkv6_backward<6>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor,
+                                       OptionalTensor, int64_t);
+template Wkv6Backward wkv6_chunk_backward<6>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor,
+                                             OptionalTensor, OptionalTensor, int64_t);
 template Tensor wkv6_step<5>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, int64_t);
 template Tensor wkv6_step<6>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, OptionalTensor, int64_t);
 

@@ -52,10 +52,10 @@ class Contestant:
         return Results(results.y.detach(), state, results.gradients)
 
 
-def ours(kernel: ModuleType, case: Case, algorithm: str | None = None, trains: bool = True) -> Contestant:
+def ours(kernel: ModuleType, case: Case, algorithm: str | None = None) -> Contestant:
     operator = getattr(kernel, case.operator)
     options = {**case.options, **({"algorithm": algorithm} if algorithm else {})}
-    return Contestant("flash-rwkv", case, lambda *inputs: operator(*inputs, **options), trains)
+    return Contestant("flash-rwkv", case, lambda *inputs: operator(*inputs, **options))
 
 
 class poisoned_memory:  # a context manager, named as one

@@ -27,7 +27,7 @@ def measure(setting: Setting, shape: Shape) -> dict:
     generator = torch.Generator(device).manual_seed(1)
     like = case.inputs["v"]
     grad_y = torch.randn(like.shape, generator=generator, device=device).to(like.dtype)
-    own = ours(setting.kernel, case, shape.algorithm, shape.trains)
+    own = ours(setting.kernel, case, shape.algorithm)
     ready = {"flash-rwkv": own}
     results, failed = {"flash-rwkv": own.results(grad_y)}, {}
     for name, peer in (peers_of(shape.operator) if setting.peer_limit else {}).items():

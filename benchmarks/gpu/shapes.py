@@ -20,7 +20,6 @@ class Shape:
     heads: int
     dtype: torch.dtype
     algorithm: str | None = None
-    trains: bool = True
 
     def __str__(self) -> str:
         width = f"C{self.heads * SIZE}" if self.operator == "wkv4" else f"H{self.heads}"
@@ -55,7 +54,7 @@ SHAPES = (
         for size in ((8, 4096, 64), (1, 4096, 32), (32, 1024, 32))
     ),
     *(
-        Shape(operator, *size, BF16, "chunk", trains=operator == "wkv7")
+        Shape(operator, *size, BF16, "chunk")
         for operator in ("wkv5", "wkv6", "wkv7")
         for size in ((8, 4096, 64), (1, 4096, 32), (32, 1024, 32))
     ),

@@ -28,6 +28,10 @@ cudaError_t wkv6_step(const Wkv6Params&, cudaStream_t);
 // With p.summaries of so many bytes.
 int64_t wkv6_chunk_scratch_bytes(const Wkv6Params&);
 cudaError_t wkv6_chunk_forward(const Wkv6Params&, cudaStream_t);
+bool has_wkv6_chunk_gradients(int64_t head_size);  // whether a block of the device has shared memory enough
+// With g.grad_y, and g.scratch of so many bytes.
+int64_t wkv6_chunk_backward_scratch_bytes(const Wkv6Params&);
+cudaError_t wkv6_chunk_backward(const Wkv6Params&, const Wkv6Gradients&, cudaStream_t);
 
 cudaError_t wkv7_forward(const Wkv7Params&, cudaStream_t);
 RowSplit wkv7_backward_split(const Wkv7Params&);

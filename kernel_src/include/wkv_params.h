@@ -48,6 +48,18 @@ struct Sequences {
     return s * ((tokens + checkpoint_tokens - 1) / checkpoint_tokens);
   }
 
+  // The sequence that a checkpoint is of if it is of any: in packed ones some are not.
+  FLASH_RWKV_ALWAYS_INLINE int64_t sequence_of(uint32_t checkpoint) const {
+    if (!cu_seqlens) return checkpoint / static_cast<uint32_t>(first_checkpoint(1));
+    int64_t low = 0, high = count - 1;
+    while (low < high) {
+      const int64_t middle = (low + high + 1) / 2;
+      if (first_checkpoint(middle) <= checkpoint) low = middle;
+      else high = middle - 1;
+    }
+    return low;
+  }
+
  private:
   // Inside the tensors whatever cu_seqlens holds: on CUDA nobody reads it before the kernels do.
   FLASH_RWKV_ALWAYS_INLINE int64_t offset(int64_t i) const {
@@ -71,18 +83,21 @@ struct Wkv6Params {
   int64_t num_states = 0;          // of the pool that slots point into
   View y;                          // [B, T, H, N]
   View final_state;                // [S or pool, H, N_value, N_key]; may be the same memory as state
-  void* checkpoints = nullptr;     // [blocks, H, N_value, N_key], fp32 (fp64 for fp64 inputs), or nullptr
-  void* summaries = nullptr;       // scratch memory of wkv6_chunk_forward
+  // [blocks, H, N_value, N_key], fp32 (fp64 for fp64 inputs), or nullptr. Of wkv6_chunk_forward bf16, in the order of
+  // fragments.
+  void* checkpoints = nullptr;
+  void* summaries = nullptr;  // scratch memory of wkv6_chunk_forward
 };
 
 struct Wkv6Gradients {
-  View grad_y;             // [B, T, H, N], may be absent
-  View grad_final_state;   // [S, H, N_value, N_key], may be absent
-  View dr, dk, dv;         // [B, T, H, N]
-  View dw;                 // [B, T, H, N] (wkv6)
-  void* dw_sum = nullptr;  // [S, H, N] compute dtype (wkv5): summed over tokens
-  void* du_sum = nullptr;  // [S, H, N] compute dtype: summed over tokens
-  View dstate;             // [S, H, N_value, N_key]
+  View grad_y;            // [B, T, H, N], may be absent
+  View grad_final_state;  // [S, H, N_value, N_key], may be absent
+  View dr, dk, dv;        // [B, T, H, N]
+  View dw;                // [B, T, H, N] (wkv6)
+  // Summed over tokens, compute dtype, [S, H, N]; those of wkv6_chunk_backward for each checkpoint, [blocks, H, N].
+  void* dw_sum = nullptr;  // wkv5
+  void* du_sum = nullptr;
+  View dstate;  // [S, H, N_value, N_key]
   void* scratch = nullptr;
 };
 

@@ -70,13 +70,12 @@ def small_calls(
         gradients = output_gradients(y, state, 1)
         yield getattr(ops, f"{operator}_backward")(*tensors, checkpoints, *gradients, *options)
         if operator.has_heads and has_chunks(device, dtype, size):
-            trains = operator.name == "wkv7" and size == CHUNK_SIZES[0]
-            save = trains or operator.name != "wkv7"
+            trains = operator.name != "wkv7" or size == CHUNK_SIZES[0]
             chunk_forward = getattr(ops, f"{operator}_chunk_forward")
-            y, state, checkpoints = chunk_forward(*tensors, inputs["state"], *options, save)
+            y, state, checkpoints = chunk_forward(*tensors, inputs["state"], *options, trains)
             yield y, state
             if trains:
-                yield ops.wkv7_chunk_backward(*tensors, checkpoints, *gradients, *options)
+                yield getattr(ops, f"{operator}_chunk_backward")(*tensors, checkpoints, *gradients, *options)
 
     inputs = inputs_of(batch=3, tokens=1)
     first = inputs[operator.first].shape

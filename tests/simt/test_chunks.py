@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.helpers.chunks import CASES, assert_chunks_accurate, make_case, run_chunks
 from tests.helpers.measure import error
@@ -58,8 +59,18 @@ def test_checkpoints(simt_kernel, operator, lengths) -> None:
         for first in range(begin, end, 64):
             before = slice_tokens(operator, inputs, begin, first) | {"state": inputs["state"][s : s + 1]}
             _, state = run_chunks(simt_kernel, operator, before, {"decay": "exp"})
-            assert error(saved[block], state[0]) == 0
+            assert error(unpacked(saved[block]), state[0].to(saved.dtype)) == 0
             block += 1
+
+
+def unpacked(checkpoints: Tensor) -> Tensor:
+    """[H, N, N] as saved: of bfloat16 in the order of fragments, blocks of 16 · 16 elements."""
+    if checkpoints.dtype == torch.float32:
+        return checkpoints
+    heads, size = checkpoints.shape[:2]
+    # [H, 16 rows, 16 columns, then lanes (g, t) with right and left half of columns, rows g and g + 8, pairs]
+    parts = checkpoints.view(heads, size // 16, size // 16, 8, 4, 2, 2, 2)
+    return parts.permute(0, 1, 6, 3, 2, 5, 4, 7).reshape(heads, size, size)
 
 
 def test_segments(simt_kernel, operator) -> None:

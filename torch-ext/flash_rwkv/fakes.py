@@ -27,7 +27,12 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _fake_heads_forward(
-    r: Tensor, cu_seqlens: Tensor | None, save: bool, saves_rows: bool = False, chunks: bool = False
+    r: Tensor,
+    cu_seqlens: Tensor | None,
+    save: bool,
+    saves_rows: bool = False,
+    chunks: bool = False,
+    saved_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`saves_rows`: on CUDA each saved state has a row for every token behind it, unless `chunks`."""
     batch, tokens, heads, size = r.shape
@@ -40,7 +45,7 @@ def _fake_heads_forward(
     rows = size + each if cuda and saves_rows else size
     compute = _compute_dtype(r)
     state = r.new_empty((sequences, heads, size, size), dtype=compute)
-    return r.new_empty(r.shape), state, r.new_empty((blocks, heads, rows, size), dtype=compute)
+    return r.new_empty(r.shape), state, r.new_empty((blocks, heads, rows, size), dtype=saved_dtype or compute)
 
 
 def _fake_state(r: Tensor, cu_seqlens: Tensor | None) -> Tensor:
@@ -104,10 +109,11 @@ def _(r, w, k, v, a, b, state, cu_seqlens, decay, save):
 @torch.library.register_fake(add_op_namespace_prefix("wkv5_chunk_forward"))
 def _(r, k, v, w, u, state, cu_seqlens, decay, save):
     _on_one_device("wkv5", r, k=k, v=v, w=w, u=u, state=state, cu_seqlens=cu_seqlens)
-    return _fake_heads_forward(r, cu_seqlens, save, chunks=True)
+    return _fake_heads_forward(r, cu_seqlens, save, chunks=True, saved_dtype=torch.bfloat16)
 
 
 @torch.library.register_fake(add_op_namespace_prefix("wkv5_backward"))
+@torch.library.register_fake(add_op_namespace_prefix("wkv5_chunk_backward"))
 def _(r, k, v, w, u, checkpoints, grad_y, grad_state, cu_seqlens, decay):
     _on_one_device(
         "wkv5",
@@ -127,10 +133,11 @@ def _(r, k, v, w, u, checkpoints, grad_y, grad_state, cu_seqlens, decay):
 @torch.library.register_fake(add_op_namespace_prefix("wkv6_chunk_forward"))
 def _(r, k, v, w, u, state, cu_seqlens, decay, save):
     _on_one_device("wkv6", r, k=k, v=v, w=w, u=u, state=state, cu_seqlens=cu_seqlens)
-    return _fake_heads_forward(r, cu_seqlens, save, chunks=True)
+    return _fake_heads_forward(r, cu_seqlens, save, chunks=True, saved_dtype=torch.bfloat16)
 
 
 @torch.library.register_fake(add_op_namespace_prefix("wkv6_backward"))
+@torch.library.register_fake(add_op_namespace_prefix("wkv6_chunk_backward"))
 def _(r, k, v, w, u, checkpoints, grad_y, grad_state, cu_seqlens, decay):
     _on_one_device(
         "wkv6",

@@ -42,40 +42,16 @@ class _Gradient:
         )
 
 
-def _refuse_chunks(name: str):
-    def refuse(ctx, *gradients):
-        raise RuntimeError(f"{name}: algorithm 'chunk' has no gradient yet; expected 'auto' or 'recurrent'")
+_GRADIENTS = (
+    _Gradient("wkv4", 4, 0),
+    *(_Gradient(name, 5, 2) for name in ("wkv5", "wkv5_chunk", "wkv6", "wkv6_chunk")),
+    *(_Gradient(name, 6, 2) for name in ("wkv7", "wkv7_chunk")),
+)
 
-    return refuse
-
-
-_WKV4 = _Gradient("wkv4", 4, 0)
-_WKV5 = _Gradient("wkv5", 5, 2)
-_WKV6 = _Gradient("wkv6", 5, 2)
-_WKV7 = _Gradient("wkv7", 6, 2)
-_WKV7_CHUNK = _Gradient("wkv7_chunk", 6, 2)
-
-torch.library.register_autograd(
-    add_op_namespace_prefix("wkv4_forward"), _WKV4.backward, setup_context=_WKV4.setup_context
-)
-torch.library.register_autograd(
-    add_op_namespace_prefix("wkv5_forward"), _WKV5.backward, setup_context=_WKV5.setup_context
-)
-torch.library.register_autograd(
-    add_op_namespace_prefix("wkv6_forward"), _WKV6.backward, setup_context=_WKV6.setup_context
-)
-torch.library.register_autograd(
-    add_op_namespace_prefix("wkv7_forward"), _WKV7.backward, setup_context=_WKV7.setup_context
-)
-torch.library.register_autograd(
-    add_op_namespace_prefix("wkv7_chunk_forward"),
-    _WKV7_CHUNK.backward,
-    setup_context=_WKV7_CHUNK.setup_context,
-)
-for _name in ("wkv5", "wkv6"):
-    torch.library.register_autograd(add_op_namespace_prefix(f"{_name}_chunk_forward"), _refuse_chunks(_name))
-torch.library.register_autograd(add_op_namespace_prefix("wkv4_backward"), _WKV4.refuse)
-torch.library.register_autograd(add_op_namespace_prefix("wkv5_backward"), _WKV5.refuse)
-torch.library.register_autograd(add_op_namespace_prefix("wkv6_backward"), _WKV6.refuse)
-torch.library.register_autograd(add_op_namespace_prefix("wkv7_backward"), _WKV7.refuse)
-torch.library.register_autograd(add_op_namespace_prefix("wkv7_chunk_backward"), _WKV7_CHUNK.refuse)
+for _gradient in _GRADIENTS:
+    torch.library.register_autograd(
+        add_op_namespace_prefix(f"{_gradient.name}_forward"),
+        _gradient.backward,
+        setup_context=_gradient.setup_context,
+    )
+    torch.library.register_autograd(add_op_namespace_prefix(f"{_gradient.name}_backward"), _gradient.refuse)

@@ -39,6 +39,29 @@ __device__ __forceinline__ void log2_decays(Decay form, float (&w)[kRows][kColum
   }
 }
 
+// From gradients of log d, the natural one, to those of w.
+template <int kRows, int kColumns>
+__device__ __forceinline__ void to_gradients_of_w(Decay form, const float (&w)[kRows][kColumns],
+                                                  float (&x)[kRows][kColumns]) {
+  constexpr float kLog2E = 1.44269504088896341f;
+  constexpr float kSigmoidScale = 0.60653065971263342360f;
+  const auto for_each = [&](const auto& derivative) {
+#pragma unroll
+    for (int i = 0; i < kRows * kColumns; ++i)
+      x[i / kColumns][i % kColumns] *= derivative(w[i / kColumns][i % kColumns]);
+  };
+  if (form == Decay::kExp) {
+    // Past 1e30 a decay is 0; the bound keeps 0 times infinity out of the gradient.
+    for_each([](float w) { return -fminf(ptx::ex2_approx_ftz_f32(kLog2E * w), 1e30f); });
+  } else if (form == Decay::kSigmoid) {
+    for_each([](float w) {
+      const float away = ptx::ex2_approx_ftz_f32(-kLog2E * fabsf(w));
+      const float part = ptx::rcp_approx_ftz_f32(1.0f + away);
+      return -kSigmoidScale * away * part * part;
+    });
+  }
+}
+
 // Two rows of a slice of columns as an operand: `top` in rows 0 … 7.
 template <class T>
 __device__ __forceinline__ Fragment left_of(const float (&top)[4], const float (&bottom)[4]) {

@@ -6,7 +6,11 @@
 //   Type, kSize, Params; kMostWarps and kBlocksPerProcessor, which the registers of a thread follow from;
 //   Stage: a chunk as it has been prepared; memory_of_preparer(wide_decay): bytes of shared memory, the stage first;
 //   Prepare(p, plan, task).run();
-//   StateWarp(first_row): clear(), load(), store(), chunk(stage, y, stride, tokens, release).
+//   StateWarp(first_row): clear(), load(), store(), save(), chunk(stage, y, stride, tokens, release).
+//
+// An Op that goes back reads its tokens from the last to the first: the strides of tokens, which the host negates, make
+// the last one the first. Chunks and checkpoints are the same as forwards, so that tokens are missing at the beginning,
+// and its StateWarp's chunk() is told how many.
 //
 // Where all that a segment of tokens does to a state is to scale its columns and to add a matrix, heads that are too few
 // have their tokens in several segments, a block for each: one kernel summarizes all segments but the last, and in the
@@ -42,6 +46,9 @@ template <class Op>
 constexpr bool kHasSummaries = !kSummarizes<Op> && !std::is_void_v<typename Op::Summarize>;
 
 template <class Op>
+constexpr bool kGoesBack = requires { requires Op::kBack; };
+
+template <class Op>
 __global__ void __launch_bounds__(kWarp* Op::kMostWarps, Op::kBlocksPerProcessor)
     forward_kernel(const __grid_constant__ typename Op::Params p, const __grid_constant__ ChunkPlan plan) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
@@ -61,13 +68,19 @@ __global__ void __launch_bounds__(kWarp* Op::kMostWarps, Op::kBlocksPerProcessor
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t batch = p.sequences.batch(sequence);
   const int first_token = segment * plan.segment_tokens;
-  const int64_t begin = p.sequences.begin(sequence) + first_token;
-  const int left = static_cast<int>(p.sequences.length(sequence)) - first_token;
+  constexpr int kBlock = static_cast<int>(kCheckpointTokens);
+  const int tokens = static_cast<int>(p.sequences.length(sequence));
+  const int checkpoints = (tokens + kBlock - 1) / kBlock;
+  const int padded = kGoesBack<Op> ? checkpoints * kBlock : tokens;
+  const int left = padded - first_token;
   const int length = left < plan.segment_tokens ? left : plan.segment_tokens;
+  const int missing = first_token == 0 ? padded - tokens : 0;
+  const int64_t first_of_sequence = p.sequences.begin(sequence);
+  const int64_t begin = (kGoesBack<Op> ? 1 - first_of_sequence - padded : first_of_sequence) + first_token;
 
   if (warp >= plan.state_warps) {
     const int preparer = warp - plan.state_warps;
-    const PrepareTask task = {batch, begin, head, length, split, preparer, shared + preparer * memory_of_warp};
+    const PrepareTask task = {batch, begin, head, length, missing, split, preparer, shared + preparer * memory_of_warp};
     typename Op::Prepare(p, plan, task).run();
     return;
   }
@@ -85,18 +98,19 @@ __global__ void __launch_bounds__(kWarp* Op::kMostWarps, Op::kBlocksPerProcessor
     }
   }
   T* y = static_cast<T*>(p.y.data) + batch * p.y.stride[0] + begin * p.y.stride[1] + head * p.y.stride[2];
-  float* checkpoint = kSummarizes<Op> ? nullptr : static_cast<float*>(p.checkpoints);
+  auto* checkpoint = static_cast<typename Op::StateWarp::Checkpoint*>(kSummarizes<Op> ? nullptr : p.checkpoints);
   if (checkpoint != nullptr) {
-    const int64_t block = p.sequences.first_checkpoint(sequence) + first_token / kCheckpointTokens;
+    const int before = first_token / kBlock;
+    const int64_t block = p.sequences.first_checkpoint(sequence) + (kGoesBack<Op> ? checkpoints - 1 - before : before);
     checkpoint += (block * p.num_heads + head) * kSize * kSize;
   }
 
   const Barriers barriers(plan);
   int preparer = 0;
   for (int first = 0; first < length; first += kTokens) {
-    if (checkpoint != nullptr && first % kCheckpointTokens == 0) {
-      state.store(checkpoint, kSize);
-      checkpoint += p.num_heads * kSize * kSize;
+    if (checkpoint != nullptr && first % kBlock == 0) {
+      state.save(checkpoint);
+      checkpoint += (kGoesBack<Op> ? -1 : 1) * p.num_heads * kSize * kSize;
     }
     ptx::bar_sync(barriers.full(preparer), barriers.threads);
     const typename Op::Stage stage = {shared + preparer * memory_of_warp};
@@ -105,6 +119,7 @@ __global__ void __launch_bounds__(kWarp* Op::kMostWarps, Op::kBlocksPerProcessor
       if (first + plan.preparers * kTokens < length) ptx::bar_arrive(barriers.empty(preparer), barriers.threads);
     };
     if constexpr (kSummarizes<Op>) state.absorb(stage, release);
+    else if constexpr (kGoesBack<Op>) state.chunk(stage, y, p.y.stride[1], kTokens, release, missing - first);
     else state.chunk(stage, y, p.y.stride[1], length - first, release);
     y += kTokens * p.y.stride[1];
     if (++preparer == plan.preparers) preparer = 0;

@@ -77,6 +77,30 @@ __device__ __forceinline__ void unpack(const Fragment& f, float (&x)[2][4]) {
   }
 }
 
+// The same elements in another type.
+template <class To, class From>
+__device__ __forceinline__ unsigned converted(unsigned word) {
+  if constexpr (std::is_same_v<To, From>) return word;
+  else return Pair<To>::pack(Pair<From>::first(word), Pair<From>::second(word));
+}
+template <class To, class From>
+__device__ __forceinline__ Fragment converted(const Fragment& f) {
+  return {{converted<To, From>(f.x[0]), converted<To, From>(f.x[1]), converted<To, From>(f.x[2]),
+           converted<To, From>(f.x[3])}};
+}
+
+// As sums.
+template <class T>
+__device__ __forceinline__ Sums exact(const Fragment& f) {
+  Sums s;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    s.x[i / 2][i % 2 * 2] = Pair<T>::first(f.x[i]);
+    s.x[i / 2][i % 2 * 2 + 1] = Pair<T>::second(f.x[i]);
+  }
+  return s;
+}
+
 // What rounding has left over, rounded itself.
 template <class T>
 __device__ __forceinline__ Fragment remainder(const Sums& s, const Fragment& of) {

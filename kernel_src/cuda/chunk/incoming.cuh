@@ -9,8 +9,9 @@
 
 namespace flash_rwkv::cuda::chunk {
 
-// kVectors vectors of 16 bits an element, and w, of 16 bits or fp32, if it is of tokens.
-template <int kSize, int kVectors, bool kDecayOfTokens>
+// kVectors vectors of 16 bits an element, and w, of 16 bits or fp32, if it is of tokens. kBack: from the last token to the
+// first.
+template <int kSize, int kVectors, bool kDecayOfTokens, bool kBack = false>
 class Incoming {
  public:
   static __host__ __device__ constexpr int bytes(bool wide_decay) {
@@ -27,13 +28,13 @@ class Incoming {
         v_view_(v),
         lane_(threadIdx.x % kWarp),
         length_(task.length),
+        missing_(task.missing),
         next_(task.preparer * kTokens),
         first_v_piece_(task.split * plan.state_warps * 2 + ValueCopies::piece(lane_)),
         memory_(memory),
         values_(values) {
     const auto first_of = [&](const View& view, int token, int piece) {
-      const TokenRows rows = token_rows(view, task.batch, task.begin, task.head);
-      return rows.data + (next_ + token) * rows.token_bytes + piece * 16;
+      return token_rows(view, task.batch, task.begin + next_ + token, task.head).data + piece * 16;
     };
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
@@ -54,7 +55,7 @@ class Incoming {
         // In pieces of 16 bytes, to take the other half is to flip one bit of a piece's number.
         const int token = Copies::token(i, lane_);
         const int to = Tile<kSize>::offset(slot_of(token), Copies::piece(lane_)) ^ half * Copies::kPieces * 16;
-        const int bytes = next_ + token < length_ ? 16 : 0;
+        const int bytes = exists(next_ + token) ? 16 : 0;
         const auto copy = [&](int vector, const char* from, const View& view) {
           ptx::cp_async_cg_shared_global<16>(
               memory_ + vector * Tile<kSize>::kBytes + to,
@@ -72,7 +73,7 @@ class Incoming {
           ptx::cp_async_cg_shared_global<16>(
               memory_ + kVectors * Tile<kSize>::kBytes + WideTile<kSize>::offset(slot_of(token), piece),
               w_ + half * WideCopies::kPieces * 16 + i * WideCopies::kRows * 4 * w_view_.stride[1],
-              next_ + token < length_ ? 16 : 0);
+              exists(next_ + token) ? 16 : 0);
         }
       }
     }
@@ -89,7 +90,7 @@ class Incoming {
   // Of the chunk whose first token is `first`: the rows of this block's state warps.
   __device__ __forceinline__ void fetch_values(int first) {
     const int token = ValueCopies::token(0, lane_);
-    const int bytes = first + token < length_ ? 16 : 0;
+    const int bytes = exists(first + token) ? 16 : 0;
     for (int i = 0; i < plan_.state_warps; ++i)
       ptx::cp_async_cg_shared_global<16>(values_.data + Tile<kSize>::offset(slot_of(token), first_v_piece_ + 2 * i),
                                          v_ + i * 32, bytes);
@@ -124,13 +125,15 @@ class Incoming {
   }
 
  private:
+  __device__ __forceinline__ bool exists(int token) const { return kBack ? token >= missing_ : token < length_; }
+
   using Copies = TileCopies<kSize / 16>;     // of half the columns
   using WideCopies = TileCopies<kSize / 8>;  // the same, in fp32
   using ValueCopies = TileCopies<2>;         // of the rows of a state warp
 
   const ChunkPlan& plan_;
   const View *views_[kVectors], &w_view_, &v_view_;
-  const int lane_, length_;
+  const int lane_, length_, missing_;
   int next_;                              // first token of the next chunk to be fetched
   const char *from_[kVectors], *w_, *v_;  // what this lane copies of it
   const int first_v_piece_;

@@ -31,6 +31,7 @@ constexpr int kMostPreparers = 7;  // of 15 barriers
 struct PrepareTask {
   int64_t batch, begin, head;  // of the first token
   int length;                  // tokens
+  int missing;                 // of these, so many at the beginning do not exist
   int split;                   // which of the blocks that share the head's rows
   int preparer;
   char* memory;

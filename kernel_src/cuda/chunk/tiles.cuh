@@ -34,6 +34,13 @@ struct Tile {
     return f;
   }
 
+  // As a right operand.
+  __device__ __forceinline__ RightFragment load_right(int block, int lane) const {
+    RightFragment f;
+    ptx::ldmatrix_x4(f.x, data + offset(lane / 16 * 8 + lane % 8, lane / 8 % 2, block));
+    return f;
+  }
+
   // The same, columns by tokens.
   __device__ __forceinline__ Fragment load_transposed(int block, int lane) const {
     Fragment f;

@@ -31,6 +31,10 @@ class ValueRows {
     });
   }
 
+  // What is saved of a state for backward, [N_value, N_key] elements.
+  using Checkpoint = float;
+  __device__ __forceinline__ void save(Checkpoint* to) { store(to, kSize); }
+
   // What a segment of tokens with these summaries, [N_value, N_key] and [N_key], makes of the state before it.
   __device__ __forceinline__ void append(const float* matrix, const float* decays) {
 #pragma unroll
@@ -53,9 +57,9 @@ class ValueRows {
     }
   }
 
-  // values · tokens to y, of which `tokens` exist: neighbouring lanes swap pairs, so that each writes four values that
-  // lie side by side.
-  __device__ __forceinline__ void write(const Sums& out, T* y, int64_t stride, int tokens) const {
+  // values · tokens to y, of which those from `missing` to `tokens` exist: neighbouring lanes swap pairs, so that each
+  // writes four values that lie side by side.
+  __device__ __forceinline__ void write(const Sums& out, T* y, int64_t stride, int tokens, int missing = 0) const {
     const Fragment pairs = transposed(rounded<T>(out));
     const bool odd = lane_ % 2;
 #pragma unroll
@@ -65,7 +69,7 @@ class ValueRows {
       const uint2 four = odd ? make_uint2(got, high) : make_uint2(low, got);
       const int token = 2 * (lane_ / 4) + row;
       const int value = first_row_ + (odd ? 8 : 0) + lane_ % 4 / 2 * 4;
-      if (token < tokens) *reinterpret_cast<uint2*>(y + token * stride + value) = four;
+      if (token >= missing && token < tokens) *reinterpret_cast<uint2*>(y + token * stride + value) = four;
     }
   }
 

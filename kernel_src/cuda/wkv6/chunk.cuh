@@ -16,6 +16,10 @@ namespace flash_rwkv::cuda::wkv6_chunk {
 
 using namespace chunk;
 
+// Gradients have the range of bfloat16, whatever the tokens are.
+template <class T, bool kBack>
+using Operand = std::conditional_t<kBack, __nv_bfloat16, T>;
+
 // What has been scaled comes in two parts: else each of A, R~ and K^ adds as much to the error as rounding y does.
 template <class T>
 constexpr bool kSplit = std::is_same_v<T, __nv_bfloat16>;
@@ -47,10 +51,10 @@ struct Stage {
 
 // Shared memory of a preparing warp: its stage, what all chunks of a head have in common, and the chunk on its way from
 // global memory.
-template <class T, int kSize, bool kDecayOfTokens, bool kSummarizes>
+template <class T, int kSize, bool kDecayOfTokens, bool kBack, bool kSummarizes>
 struct PrepareMemory {
-  using In = Incoming<kSize, kSummarizes ? 1 : 2, kDecayOfTokens>;  // k and r
-  static constexpr int kBonus = Stage<T, kSize>::kBytes;
+  using In = Incoming<kSize, kSummarizes ? 1 : 2, kDecayOfTokens, kBack>;  // k and r
+  static constexpr int kBonus = Stage<Operand<T, kBack>, kSize>::kBytes;
   static constexpr int kLog2Decay = kBonus + kSize * static_cast<int>(sizeof(float));
   static constexpr int kIn = kLog2Decay + (kDecayOfTokens ? 0 : kSize * static_cast<int>(sizeof(float)));
 

@@ -32,17 +32,18 @@ struct DecaysOfTokens {
   __device__ __forceinline__ float log2_of_chunk(int column) const { return log2_decay[0][column]; }
 };
 
-// How many tokens of a sequence there are in what a lane's tokens are scaled by: past its end nothing decays.
+// How many tokens of a sequence there are in what a lane's tokens are scaled by: where there are none nothing decays.
 struct Counts {
   float tokens[2];       // the lane's own
   float other[kLevels];  // of level >= 1: the other half of the block
   float chunk;
 
-  // length: of tokens from the first one of the chunk on.
-  __device__ __forceinline__ Counts(int g, int length) {
+  // Of the chunk's tokens, those from `missing` to `length` are there; both may lie outside of the chunk.
+  __device__ __forceinline__ Counts(int g, int length, int missing) {
     const auto of = [&](int first, int count) {
-      const int left = length - first;
-      return static_cast<float>(left < 0 ? 0 : left < count ? left : count);
+      const int begin = first < missing ? missing : first;
+      const int end = first + count < length ? first + count : length;
+      return static_cast<float>(begin < end ? end - begin : 0);
     };
     tokens[0] = of(2 * g, 1);
     tokens[1] = of(2 * g + 1, 1);

@@ -7,7 +7,7 @@
 
 namespace flash_rwkv::cuda::wkv6_chunk {
 
-template <class T, int kSize, bool kDecayOfTokens, bool kSummarizes>
+template <class T, int kSize, bool kDecayOfTokens, bool kBack, bool kSummarizes>
 class Prepare {
  public:
   // task.memory: Memory::bytes().
@@ -18,6 +18,7 @@ class Prepare {
         g_(lane_ / 4),
         t_(lane_ % 4),
         length_(task.length),
+        missing_(task.missing),
         preparer_(task.preparer),
         stage_{task.memory},
         bonus_(reinterpret_cast<float*>(task.memory + Memory::kBonus)),
@@ -41,7 +42,7 @@ class Prepare {
     in_.fetch(1);
     for (int first = preparer_ * kTokens; first < length_; first += plan_.preparers * kTokens) {
       Scores scores;
-      const Counts counts(g_, length_ - first);
+      const Counts counts(g_, length_ - first, missing_ - first);
       in_.template wait<1>();
 #pragma unroll 1
       for (int block = 0; block < kBlocks; ++block) {
@@ -63,7 +64,7 @@ class Prepare {
         } else {
           float bonus[4];
           load_four(bonus_, block, bonus);
-          scores.add<T>(g_, r, k, bonus, x, decays);
+          scores.add<Operand>(g_, converted<Operand, T>(r), converted<Operand, T>(k), bonus, x, decays);
         }
         if (block == 0) {
           if (first >= plan_.preparers * kTokens) ptx::bar_sync(barriers.empty(preparer_), barriers.threads);
@@ -85,7 +86,8 @@ class Prepare {
   }
 
  private:
-  using Memory = PrepareMemory<T, kSize, kDecayOfTokens, kSummarizes>;
+  using Operand = wkv6_chunk::Operand<T, kBack>;
+  using Memory = PrepareMemory<T, kSize, kDecayOfTokens, kBack, kSummarizes>;
   static constexpr int kBlocks = kSize / 16;
 
   // This lane's columns of a vector in shared memory.
@@ -100,10 +102,12 @@ class Prepare {
       DecaysOfTokens decays;
       in_.template load_decay<T>(block, decays.log2_decay);
       log2_decays(p_.decay, decays.log2_decay);
-      if (first + kTokens > length_) {
+      if (kBack ? first < missing_ : first + kTokens > length_) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i)
-          if (first + 2 * g_ + i / 4 >= length_) decays.log2_decay[i / 4][i % 4] = 0.0f;
+        for (int i = 0; i < 8; ++i) {
+          const int token = first + 2 * g_ + i / 4;
+          if (kBack ? token < missing_ : token >= length_) decays.log2_decay[i / 4][i % 4] = 0.0f;
+        }
       }
       return decays;
     } else {
@@ -131,16 +135,16 @@ class Prepare {
   // store(part, fragment)
   template <class Store>
   __device__ __forceinline__ static void store_in_parts(const Sums& sums, const Store& store) {
-    const Fragment f = rounded<T>(sums);
+    const Fragment f = rounded<Operand>(sums);
     store(0, f);
-    if constexpr (kSplit<T>) store(1, remainder<T>(sums, f));
+    if constexpr (kSplit<Operand>) store(1, remainder<Operand>(sums, f));
   }
 
   const Wkv6Params& p_;
   const ChunkPlan& plan_;
   const int lane_, g_, t_;
-  const int length_, preparer_;
-  const Stage<T, kSize> stage_;
+  const int length_, missing_, preparer_;
+  const Stage<Operand, kSize> stage_;
   float *const bonus_, *const log2_decay_;
   typename Memory::In in_;
 };
