@@ -87,16 +87,19 @@ def reference_results(
 def worst_errors(
     case: Case, results: Results, expected: Iterable[tuple[int, Results]]
 ) -> dict[str, float | None]:
-    """Relative errors against `expected`, pairs of a head and its results: of forward, and of gradients."""
-    forward, backward = [], []
+    """Relative errors against `expected`, pairs of a head and its results: of y, final state and gradients.
+
+    None of what there is not.
+    """
+    found: dict[str, list[float]] = {"forward": [], "state": [], "backward": []}
     for head, exact in expected:
         part = results.of_heads(case, head, head + 1)
-        forward.append(relative_error(part.y, exact.y))
+        found["forward"].append(relative_error(part.y, exact.y))
         if part.state is not None:
-            forward.append(relative_error(part.state, exact.state))
+            found["state"].append(relative_error(part.state, exact.state))
         for name, gradient in (part.gradients or {}).items():
-            backward.append(relative_error(gradient, exact.gradients[name]))
-    return {"forward": _worst(forward), "backward": _worst(backward) if backward else None}
+            found["backward"].append(relative_error(gradient, exact.gradients[name]))
+    return {what: _worst(values) if values else None for what, values in found.items()}
 
 
 def _worst(values: list[float]) -> float:

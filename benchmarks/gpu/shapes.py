@@ -20,6 +20,7 @@ class Shape:
     heads: int
     dtype: torch.dtype
     algorithm: str | None = None
+    peers: bool = True  # whether others are timed beside it
 
     def __str__(self) -> str:
         width = f"C{self.heads * SIZE}" if self.operator == "wkv4" else f"H{self.heads}"
@@ -49,7 +50,7 @@ SHAPES = (
     Shape("wkv4", 8, 4096, 64, FP32),
     Shape("wkv4", 1, 4096, 32, FP32),
     *(
-        Shape(operator, *size, BF16, "recurrent")
+        Shape(operator, *size, BF16, "recurrent", peers=False)  # they are timed beside "chunk"
         for operator in ("wkv5", "wkv6", "wkv7")
         for size in ((8, 4096, 64), (1, 4096, 32), (32, 1024, 32))
     ),
@@ -59,6 +60,7 @@ SHAPES = (
         for size in ((8, 4096, 64), (1, 4096, 32), (32, 1024, 32))
     ),
     Shape("wkv7", 4, 4096, 12, BF16, "chunk"),
+    Shape("wkv7", 1, 32768, 32, BF16, "chunk"),
 )
 STEPS = (
     *(StepShape(operator, batch, 64, FP32) for operator in ("wkv4", "wkv5", "wkv6") for batch in (1, 64)),

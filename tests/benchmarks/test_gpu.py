@@ -31,21 +31,27 @@ def time(value: float) -> dict[str, float]:
     return {"median": value, "low": 0.9 * value, "high": 1.1 * value}
 
 
-def forward_row(forward: float = 3.0, both: float = 11.0, error: float = 2e-3) -> dict:
+def forward_row(
+    forward: float = 3.0,
+    both: float = 11.0,
+    error: float = 2e-3,
+    state_error: float = 1e-7,
+    algorithm: str = "recurrent",
+) -> dict:
     own = {
         "name": "flash-rwkv",
         "ms": {"forward": time(forward), "forward_backward": time(both)},
         "of_copy_rate": {"forward": 0.15, "forward_backward": 0.11},
-        "errors": {"forward": error, "backward": 2e-3},
+        "errors": {"forward": error, "state": state_error, "backward": 2e-3},
     }
     peer = {**own, "name": "fla chunk", "ms": {"forward": time(6.0), "forward_backward": time(23.0)}}
     slow = {**own, "name": "fla slow", "ms": {"forward": time(9.0)}}
     return {
-        "shape": {"B": 8, "T": 4096, "H": 64, "N": 64, "dtype": "bf16", "algorithm": "recurrent"},
+        "shape": {"B": 8, "T": 4096, "H": 64, "N": 64, "dtype": "bf16", "algorithm": algorithm},
         "decay": "log",
         "bytes": {"forward": 1, "forward_backward": 2},
         "floor_ms": {"forward": 0.44, "forward_backward": 1.27},
-        "plain_errors": {"forward": 1.7e-3, "backward": 1.7e-3},
+        "plain_errors": {"forward": 1.7e-3, "state": 1e-7, "backward": 1.7e-3},
         "contestants": [own, peer, slow, {"name": "FlashRWKV2", "failed": "ModuleNotFoundError: tilelang"}],
     }
 
@@ -118,6 +124,11 @@ def test_bars_hold() -> None:
         ("forward + backward, ms, B8 T4096 H64 N64 bf16 recurrent", {"rows": [forward_row(both=12.1)]}),
         ("error, forward, B8 T4096 H64 N64 bf16 recurrent", {"rows": [forward_row(error=3.5e-3)]}),
         ("error, forward, B8 T4096 H64 N64 bf16 recurrent", {"rows": [forward_row(error=float("nan"))]}),
+        ("error, state, B8 T4096 H64 N64 bf16 recurrent", {"rows": [forward_row(state_error=1.1e-5)]}),
+        (
+            "error, state, B8 T4096 H64 N64 bf16 chunk",
+            {"rows": [forward_row(1.0, 4.0, state_error=1.6e-3, algorithm="chunk")]},
+        ),
         ("step, graph, µs, B1 H64 N64 fp32 state", {"steps": [step_row(graph=5.1)]}),
         ("step, eager, µs, B1 H64 N64 fp32 state", {"steps": [step_row(eager=15.1)]}),
         ("step, graph, µs, B512 H64 N64 fp16 state", {"steps": [step_row(512, "fp16", graph=146.0)]}),
@@ -133,6 +144,7 @@ def test_what_does_not_train_is_judged_and_shown_by_its_forward_pass() -> None:
     own["ms"].pop("forward_backward")
     own["of_copy_rate"].pop("forward_backward")
     own["errors"]["backward"] = None
+    own["errors"]["state"] = None
     found = result(rows=[row])
     assert missed(found) == []
     assert not any("backward" in bar["name"] for bar in found["bars"])
