@@ -1,4 +1,4 @@
-"""`python -m examples.models.convert MODEL.pth FOLDER`: BlinkDL's RWKV-7 weights as a model repository."""
+"""`python -m examples.models.convert MODEL.pth FOLDER`: BlinkDL's weights as a model repository."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from . import layout
 
-TEMPLATE = Path(__file__).parent / "rwkv7"
+MODELS = Path(__file__).parent
 SHARD_BYTES = 4 * 2**30
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,33 +40,36 @@ def convert(
         shard_bytes: when to begin another file of weights.
 
     Raises:
-        ValueError: another version of RWKV, a name or shape that does not fit, or not a full sha.
+        ValueError: an unknown version of RWKV, a name or shape that does not fit, or not a full sha.
     """
     if kernel_revision is not None and not re.fullmatch("[0-9a-f]{40}", kernel_revision):
         raise ValueError(f"the kernel's revision must be a full commit sha, got {kernel_revision!r}")
     tensors = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
     size = layout.sizes(tensors)
-    shapes = layout.expected(size)
-    layout.check(tensors, shapes)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in TEMPLATE.iterdir():
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
-    config = json.loads((TEMPLATE / "config.json").read_text())
+    copy_code(size.folder, folder)
+    config = json.loads((folder / "config.json").read_text())
     config |= {**asdict(size), "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     if kernel_revision is not None:
         pin_kernel(folder, kernel_revision)
     if vocabulary is not None:
         shutil.copyfile(vocabulary, folder / "rwkv_vocab.txt")
-    _write_weights(tensors, shapes, folder, DTYPES[dtype], shard_bytes)
+    _write_weights(tensors, size.shapes(), folder, DTYPES[dtype], shard_bytes)
     return size
+
+
+def copy_code(model: str, folder: Path) -> None:
+    """Copy a repository of this folder, `"rwkv7"` say, without weights; its links become files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (MODELS / model).iterdir():
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
 
 
 def pin_kernel(folder: Path, revision: str) -> None:
     """Write the kernel's commit into a repository's code."""
-    path = folder / "kernel_rwkv7.py"
+    path = folder / "kernel_rwkv.py"
     text, count = re.subn(
         r'^REVISION = "[0-9a-f]{40}"$', f'REVISION = "{revision}"', path.read_text(), flags=re.M
     )
@@ -119,7 +122,9 @@ def main(
         )
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"{folder}: {size.num_hidden_layers} layers of {size.hidden_size} channels")
+    click.echo(
+        f"{folder}: RWKV {size.version}, {size.num_hidden_layers} layers of {size.hidden_size} channels"
+    )
 
 
 if __name__ == "__main__":

@@ -13,9 +13,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from examples.models.convert import pin_kernel
-from examples.models.rwkv7 import kernel_rwkv7
+from examples.models.rwkv7 import kernel_rwkv, plain_rwkv
 
 EVIL = "evil/kernel"
+
+
+@pytest.fixture(scope="module", params=["7"])
+def version(request: pytest.FixtureRequest) -> str:
+    """All versions take their kernel from the same file."""
+    return request.param
 
 
 @pytest.fixture
@@ -43,7 +49,7 @@ def test_a_configuration_cannot_name_the_kernel(fresh: Path, kernel, monkeypatch
     asked = []
     monkeypatch.setattr(kernels, "get_kernel", lambda *a, **k: asked.append((a, k)) or kernel)
     load(fresh)
-    name = kernel_rwkv7.REPOSITORY
+    name = kernel_rwkv.REPOSITORY
     assert name == "flash-rwkv/flash-rwkv"
     assert asked == [((name,), {"revision": sha, "trust_remote_code": [name]})]
 
@@ -72,15 +78,18 @@ def test_strict_means_an_error(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> 
         load(fresh)
 
 
-def test_gradients_of_plain_pytorch_are_the_kernels(kernel) -> None:
+@pytest.mark.parametrize(("name", "decay"), [("wkv5", "exp"), ("wkv6", "exp"), ("wkv7", "sigmoid")])
+def test_gradients_of_plain_pytorch_are_the_kernels(name: str, decay: str, kernel) -> None:
     torch.manual_seed(0)
-    inputs = [torch.randn(2, 7, 2, 16) for _ in range(6)]
-    inputs[4] = torch.nn.functional.normalize(inputs[4], dim=-1)
-    state = torch.randn(2, 2, 16, 16)
+    tokens, per_head = torch.randn(6, 2, 7, 2, 16), torch.randn(2, 2, 16)
+    if name == "wkv7":
+        inputs = [*tokens[:4], torch.nn.functional.normalize(tokens[4], dim=-1), tokens[5]]
+    else:
+        inputs = [*tokens[:3], per_head[0] if name == "wkv5" else tokens[3], per_head[1]]
     results = []
-    for function in (kernel_rwkv7.plain_wkv7, kernel.wkv7):
-        leaves = [each.clone().requires_grad_() for each in (*inputs, state)]
-        y, final = function(*leaves, decay="sigmoid")
+    for source in (plain_rwkv.OPERATORS, kernel):
+        leaves = [each.clone().requires_grad_() for each in (*inputs, torch.ones(2, 2, 16, 16))]
+        y, final = getattr(source, name)(*leaves, decay=decay)
         (y.square().sum() + final.square().sum()).backward()
         results.append([y, final, *(each.grad for each in leaves)])
     for plain, ours in zip(*results, strict=True):

@@ -1,18 +1,26 @@
-"""The RWKV-7 model: the same however tokens come in, and trainable."""
+"""The models: the same however tokens come in, and trainable."""
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from tests.models.checkpoints import SIZES
+from tests.models.checkpoints import SMALL
 
 
 def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.randint(1, SIZES.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(1, SMALL["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
+
+
+def code_of(model: PreTrainedModel, name: str) -> ModuleType:
+    """A file of the repository that the model's code came from."""
+    return sys.modules[f"{type(model).__module__.rpartition('.')[0]}.{name}"]
 
 
 @torch.no_grad()
@@ -68,31 +76,91 @@ def test_beams_reorder_the_states(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def test_decoding_goes_through_the_step(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = __import__(type(model).__module__, fromlist=["operators"])
+def test_decoding_goes_through_the_step(
+    model: PreTrainedModel, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = code_of(model, "kernel_rwkv")
     found, calls = module.operators(), []
-    assert found.source != "PyTorch"
-    counted = found._replace(wkv7_step_=lambda *a, **k: calls.append(a) or found.wkv7_step_(*a, **k))
-    monkeypatch.setattr(module, "operators", lambda: counted)
+    assert found.__name__.startswith("_flash_rwkv")
+
+    def step(name: str):
+        return lambda *a, **k: calls.append(name) or getattr(found, name)(*a, **k)
+
+    names = ["wkv5_step_", "wkv6_step_", "wkv7_step_"]
+    whole = {name: getattr(found, name) for name in ("wkv5", "wkv6", "wkv7")}
+    steps = SimpleNamespace(**whole, **{name: step(name) for name in names})
+    monkeypatch.setattr(module, "operators", lambda: steps)
     model.generate(tokens(1, 4), max_new_tokens=3, do_sample=False, eos_token_id=None)
-    assert len(calls) == 2 * SIZES.num_hidden_layers
+    assert calls == [f"wkv{version[0]}_step_"] * (2 * SMALL["num_hidden_layers"])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_training_lowers_the_loss(repository: Path, environment, kernel, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "cast"),
+    [
+        (torch.float32, nullcontext()),
+        (torch.bfloat16, nullcontext()),
+        (torch.float32, torch.autocast("cpu", torch.bfloat16)),
+        (torch.float32, torch.autocast("cpu", torch.float16)),
+    ],
+    ids=["float32", "bfloat16", "autocast to bfloat16", "autocast to float16"],
+)
+def test_training_lowers_the_loss(repository: Path, environment, kernel, dtype: torch.dtype, cast) -> None:
     config = AutoConfig.from_pretrained(repository, trust_remote_code=True)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=dtype).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=dtype)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
     ids, losses = tokens(2, 17), []
     for _ in range(12):
-        loss = model(ids, labels=ids).loss
+        with cast:
+            loss = model(ids, labels=ids).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
     assert 5 < losses[0] < 6.5  # log(300) = 5.7: the initial weights guess
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_low_precision_costs_no_more_than_in_plain_pytorch(
+    model: PreTrainedModel, repository: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, exact = tokens(2, 40), model(tokens(2, 40)).logits
+    low = AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True, dtype=dtype).eval()
+    error = (low(ids).logits.float() - exact).abs().mean()
+    kernel_file, plain_file = code_of(model, "kernel_rwkv"), code_of(model, "plain_rwkv")
+    monkeypatch.setattr(kernel_file, "operators", lambda: plain_file.OPERATORS)
+    plain = (low(ids).logits.float() - exact).abs().mean()
+    assert 0 < error < 2 * plain
+    assert error < (0.05 if dtype == torch.bfloat16 else 0.01) * exact.std()
+
+
+def test_compiled_as_one_graph_it_trains_the_same(model: PreTrainedModel) -> None:
+    ids = tokens(2, 9)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    model.train()
+    compiled, results = torch.compile(model, fullgraph=True, backend="aot_eager"), []
+    for each in (model, compiled):
+        model.zero_grad()
+        loss = each(ids, attention_mask=mask, labels=ids).loss
+        loss.backward()
+        results.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    torch.testing.assert_close(*results)
+
+
+@torch.no_grad()
+def test_compiled_as_one_graph_it_decodes_the_same(model: PreTrainedModel) -> None:
+    compiled, results = torch.compile(model, fullgraph=True, backend="aot_eager"), []
+    for each in (model, compiled):
+        cache, logits = model(tokens(2, 5), use_cache=True).past_key_values, []
+        for step in range(3):
+            output = each(tokens(2, 1, seed=step), past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            logits.append(output.logits)
+        results.append(logits)
+    torch.testing.assert_close(*results)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(model: PreTrainedModel) -> None:
@@ -115,6 +183,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(model: PreTrainedModel)
 @torch.no_grad()
 def test_saved_and_loaded_the_logits_are_the_same(model: PreTrainedModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "saved")
-    assert (tmp_path / "saved" / "kernel_rwkv7.py").exists()
+    assert (tmp_path / "saved" / "kernel_rwkv.py").exists()
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", trust_remote_code=True).eval()
     assert torch.equal(again(tokens(2, 5)).logits, model(tokens(2, 5)).logits)

@@ -1,14 +1,14 @@
-"""What an RWKV-7 model remembers of the tokens so far: of constant size, however many there were."""
+"""What an RWKV model remembers of the tokens so far: of constant size, however many there were."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .configuration_rwkv7 import Rwkv7Config
+from .configuration_rwkv import RwkvBaseConfig
 
 
-class Rwkv7Cache:
+class RwkvCache:
     """The states of all layers; the model updates it.
 
     Attributes:
@@ -19,7 +19,7 @@ class Rwkv7Cache:
 
     is_compileable = False
 
-    def __init__(self, config: Rwkv7Config, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, config: RwkvBaseConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
         size, layers = config.head_size, range(config.num_hidden_layers)
         matrix, row = (batch, config.num_heads, size, size), (batch, config.hidden_size)
         self.wkv = [torch.zeros(matrix, device=device, dtype=torch.float32) for _ in layers]
@@ -29,6 +29,12 @@ class Rwkv7Cache:
 
     def __len__(self) -> int:
         return len(self.wkv)
+
+    def update(self, layer: int, wkv: Tensor, attention_token: Tensor, channel_token: Tensor) -> None:
+        """Set what a layer remembers."""
+        self.wkv[layer] = wkv
+        self.attention_token[layer] = attention_token
+        self.channel_token[layer] = channel_token
 
     def note_tokens(self, count: int) -> None:
         """Count tokens that the states have seen."""
