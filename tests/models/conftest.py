@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.loader.conftest import home, hub  # noqa: F401  (fixtures)
+
 
 @pytest.fixture(scope="module", params=["5.2", "6.0", "7"])
 def version(request: pytest.FixtureRequest) -> str:
@@ -40,7 +42,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def environment(modules: Path, kernel_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """Models get this checkout's kernel, or an error."""
-    from examples.models.rwkv7.kernel_rwkv import REPOSITORY
+    from examples.models.rwkv7.pin_rwkv import REPOSITORY
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCAL_KERNELS", f"{REPOSITORY}={kernel_path}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -52,17 +54,43 @@ def test_an_unknown_version_is_refused_with_a_message(tmp_path: Path) -> None:
     assert "version unknown" in result.output
 
 
-def test_a_branch_is_no_revision_of_the_kernel(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="full commit sha, got 'main'"):
-        convert(checkpoint, tmp_path / "out", kernel_revision="main")
+def lock(path: Path, **changes: object) -> Path:
+    """A lock as `flash-rwkv lock` writes it."""
+    files = {"cpu": {"ops.py": {"sha256": "12" * 32, "size": 3}}}
+    content = {"repository": "flash-rwkv/flash-rwkv", "revision": "ab" * 20, "variants": files, **changes}
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"revision": "main"}, "must name a full commit sha, got 'main'"),
+        ({"revision": None}, "must name a full commit sha, got None"),
+        ({"repository": "evil/kernel"}, "is of evil/kernel"),
+    ],
+)
+def test_only_a_commit_of_the_one_repository_can_be_pinned(
+    checkpoint: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert(checkpoint, tmp_path / "out", kernel_lock=lock(tmp_path / "lock.json", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_pin_is_code(checkpoint: Path, tmp_path: Path) -> None:
+    convert(checkpoint, tmp_path / "out", kernel_lock=lock(tmp_path / "lock.json"))
+    pin = runpy.run_path(str(tmp_path / "out" / "pin_rwkv.py"))
+    assert pin["REPOSITORY"] == "flash-rwkv/flash-rwkv"
+    assert pin["REVISION"] == "ab" * 20
+    assert pin["FILES"] == {"cpu": {"ops.py": "12" * 32}}
 
 
 def test_shards_hold_the_same_weights(checkpoint: Path, repository: Path, tmp_path: Path) -> None:
-    convert(checkpoint, tmp_path, dtype="float32", kernel_revision="ab" * 20, shard_bytes=300_000)
+    convert(checkpoint, tmp_path, dtype="float32", shard_bytes=300_000)
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 2
     assert (tmp_path / "model.safetensors.index.json").exists()
-    assert f'REVISION = "{"ab" * 20}"' in (tmp_path / "kernel_rwkv.py").read_text()
     parts = [load_file(file) for file in files]
     whole = load_file(repository / "model.safetensors")
     assert sum(map(len, parts)) == len(whole)

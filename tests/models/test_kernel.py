@@ -12,8 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from examples.models.convert import pin_kernel
-from examples.models.rwkv7 import kernel_rwkv, plain_rwkv
+from examples.models.rwkv7 import pin_rwkv, plain_rwkv
 
 EVIL = "evil/kernel"
 
@@ -40,7 +39,8 @@ def unavailable(*_, **__):
 
 def test_a_configuration_cannot_name_the_kernel(fresh: Path, kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     sha = "1" * 40
-    pin_kernel(fresh, sha)
+    pin = (fresh / "pin_rwkv.py").read_text()
+    (fresh / "pin_rwkv.py").write_text(pin.replace("0" * 40, sha))
     config = json.loads((fresh / "config.json").read_text())
     for name in ("REPOSITORY", "repository", "kernel", "kernel_repository", "kernel_config", "repo_id"):
         config[name] = EVIL
@@ -49,7 +49,7 @@ def test_a_configuration_cannot_name_the_kernel(fresh: Path, kernel, monkeypatch
     asked = []
     monkeypatch.setattr(kernels, "get_kernel", lambda *a, **k: asked.append((a, k)) or kernel)
     load(fresh)
-    name = kernel_rwkv.REPOSITORY
+    name = pin_rwkv.REPOSITORY
     assert name == "flash-rwkv/flash-rwkv"
     assert asked == [((name,), {"revision": sha, "trust_remote_code": [name]})]
 

@@ -35,7 +35,7 @@ def test_what_is_shared_stands_in_one_place(version: str) -> None:
 
 def test_a_copy_has_files_for_links(version: str, tmp_path: Path) -> None:
     copy_code(f"rwkv{version[0]}", tmp_path)
-    assert (tmp_path / "kernel_rwkv.py").read_text() == (MODELS / "common" / "kernel_rwkv.py").read_text()
+    assert (tmp_path / "pin_rwkv.py").read_text() == (MODELS / "common" / "pin_rwkv.py").read_text()
     assert not [path for path in tmp_path.iterdir() if path.is_symlink()]
 
 
