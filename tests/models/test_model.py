@@ -67,6 +67,16 @@ def test_generation_with_the_cache_is_generation_without(model: PreTrainedModel)
 
 
 @torch.no_grad()
+def test_a_second_turn_goes_on_from_the_cache(model: PreTrainedModel) -> None:
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+    first = model.generate(tokens(2, 5), return_dict_in_generate=True, **options)
+    assert first.past_key_values.get_seq_length() == 7  # the last token has not been read yet
+    longer = torch.cat([first.sequences, tokens(2, 4, seed=2)], 1)
+    second = model.generate(longer, past_key_values=first.past_key_values, **options)
+    assert torch.equal(second, model.generate(longer, **options))
+
+
+@torch.no_grad()
 def test_beams_reorder_the_states(model: PreTrainedModel) -> None:
     options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False, "eos_token_id": None}
     ids = tokens(2, 4)

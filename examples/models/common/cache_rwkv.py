@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,12 +21,22 @@ class RwkvCache:
 
     is_compileable = False
 
-    def __init__(self, config: RwkvBaseConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
-        size, layers = config.head_size, range(config.num_hidden_layers)
-        matrix, row = (batch, config.num_heads, size, size), (batch, config.hidden_size)
-        self.wkv = [torch.zeros(matrix, device=device, dtype=torch.float32) for _ in layers]
-        self.attention_token = [torch.zeros(row, device=device, dtype=dtype) for _ in layers]
-        self.channel_token = [torch.zeros(row, device=device, dtype=dtype) for _ in layers]
+    def __init__(
+        self,
+        config: RwkvBaseConfig,
+        batch: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        initial: Sequence[Tensor] | None = None,
+    ) -> None:
+        """The past of `batch` sequences: empty, or `initial`, a state `[H, N_value, N_key]` a layer."""
+        size, layers = config.head_size, config.num_hidden_layers
+        if initial is None:
+            initial = torch.zeros(layers, config.num_heads, size, size, device=device)
+        row = torch.zeros(batch, config.hidden_size, device=device, dtype=dtype)
+        self.wkv = [state.float().expand(batch, -1, -1, -1).clone() for state in initial]
+        self.attention_token = [row.clone() for _ in range(layers)]
+        self.channel_token = [row.clone() for _ in range(layers)]
         self._tokens = 0
 
     def __len__(self) -> int:

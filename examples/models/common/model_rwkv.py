@@ -5,6 +5,7 @@ Letters in shapes: B batch, T tokens, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,6 +49,14 @@ class RwkvPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["RwkvBlock"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _is_stateful = True
+
+    def new_cache(self, batch: int, initial: Sequence[Tensor] | None = None) -> RwkvCache:
+        """The past of `batch` sequences before their first token: empty, or the state that each starts from.
+
+        Args:
+            initial: `[H, N_value, N_key]` a layer; where they require gradients, they receive them.
+        """
+        return RwkvCache(self.config, batch, self.device, self.dtype, initial)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -108,7 +117,8 @@ class RwkvModel(RwkvPreTrainedModel):
             use_cache: return the states; default: as configured, in training not.
 
         Raises:
-            ValueError: neither or both of input_ids and inputs_embeds.
+            ValueError: neither or both of input_ids and inputs_embeds, or past_key_values together with
+                gradient checkpointing in training.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -117,9 +127,11 @@ class RwkvModel(RwkvPreTrainedModel):
             use_cache = self.config.use_cache and not self.training
         if self.training and self.gradient_checkpointing:
             use_cache = False  # the states would be updated once more when backward recomputes
+            if past_key_values is not None:
+                raise ValueError("with gradient checkpointing there can be no past_key_values in training")
         cache = past_key_values
         if cache is None and use_cache:
-            cache = RwkvCache(self.config, x.shape[0], x.device, x.dtype)
+            cache = self.new_cache(x.shape[0])
         padding = None if attention_mask is None else Padding.of(attention_mask[:, -x.shape[1] :])
 
         seen, v_first = [], None
@@ -189,11 +201,14 @@ class RwkvForCausalLM(RwkvPreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         is_first_iteration: bool = False,
-        **others,
+        **kwargs,
     ) -> dict:
-        """The base's inputs; after the first step every token is real, so the mask goes."""
+        """The base's inputs; after the first step every token is real, so the mask goes.
+
+        `generate` takes `past_key_values` and the like only if this takes what it calls kwargs.
+        """
         inputs = super().prepare_inputs_for_generation(
-            input_ids, attention_mask=attention_mask, is_first_iteration=is_first_iteration, **others
+            input_ids, attention_mask=attention_mask, is_first_iteration=is_first_iteration, **kwargs
         )
         if inputs.get("use_cache") and not is_first_iteration:
             inputs["attention_mask"] = None
