@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.loader.conftest import home, hub  # noqa: F401  (fixtures)
+
+Tokens = Callable[..., torch.Tensor]
 
 
 @pytest.fixture(scope="module", params=["5.2", "6.0", "7"])
@@ -64,8 +66,18 @@ def repository(tmp_path_factory: pytest.TempPathFactory, version: str, checkpoin
 
 
 @pytest.fixture
-def model(repository: Path, kernel):
+def model(repository: Path, kernel, device: torch.device):
     """The model on the kernel."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True).eval()
+    return AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True).eval().to(device)
+
+
+@pytest.fixture
+def tokens(device: torch.device) -> Tokens:
+    """Makes random ids of a shape, the same each time: `tokens(2, 9)`."""
+
+    def random_ids(*shape: int, seed: int = 1) -> torch.Tensor:
+        return torch.randint(1, 300, shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+    return random_ids

@@ -44,7 +44,7 @@ def test_fine_tuning_lowers_the_loss_and_saves(repository: Path, kernel, text: P
 
 
 def test_state_tuning_trains_nothing_but_the_states(
-    model, repository: Path, version: str, text: Path, tmp_path: Path
+    tokens, model, repository: Path, text: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "tuned"
     options = ("--states-only", "--steps", 40, "--length", PERIOD, "--learning-rate", 0.3)
@@ -57,7 +57,7 @@ def test_state_tuning_trains_nothing_but_the_states(
     assert all(state.abs().max() > 0 for state in states.values())
 
     tuned = StateTuned(model)
-    ids = torch.randint(1, 300, (2, 5))
+    ids = tokens(2, 5)
     torch.testing.assert_close(tuned(ids).logits, model(ids).logits)  # zeros are what it starts from anyway
     tuned.load(folder / "states.safetensors")
     assert not torch.allclose(tuned(ids).logits, model(ids).logits, atol=0.1)
@@ -67,11 +67,11 @@ def test_state_tuning_trains_nothing_but_the_states(
     assert torch.equal(longer[:, 7], tuned(longer[:, :7]).logits[:, -1].argmax(-1))
 
 
-def test_checkpointing_and_initial_states_exclude_each_other(model) -> None:
+def test_checkpointing_and_initial_states_exclude_each_other(tokens, model) -> None:
     tuned = StateTuned(model).train()
     model.activation_checkpointing_enable()
     with pytest.raises(ValueError, match="gradient checkpointing"):
-        tuned(torch.ones(1, 3, dtype=torch.long))
+        tuned(tokens(1, 3))
 
 
 @pytest.mark.parametrize("version", ["6.0"], indirect=True)

@@ -55,13 +55,13 @@ def test_a_configuration_cannot_name_the_kernel(fresh: Path, kernel, monkeypatch
 
 
 def test_without_a_kernel_it_warns_once_and_gives_the_same(
-    model, fresh: Path, monkeypatch: pytest.MonkeyPatch
+    tokens, model, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FLASH_RWKV_STRICT")
     monkeypatch.setattr(kernels, "get_kernel", unavailable)
-    ids = torch.randint(300, (2, 9))
+    ids = tokens(2, 9)
     with pytest.warns(RuntimeWarning, match="plain PyTorch.*no route to the Hub") as caught:
-        plain = load(fresh)
+        plain = load(fresh).to(model.device)
     assert len([each for each in caught if each.category is RuntimeWarning]) == 1
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error", RuntimeWarning)

@@ -43,7 +43,9 @@ CASES = [
 
 @pytest.mark.parametrize("size", CASES, ids=lambda size: f"{size.version}, heads of {size.head_size}")
 @torch.no_grad()
-def test_logits_agree_with_the_package_rwkv(size: layout.Sizes, environment, kernel, tmp_path: Path) -> None:
+def test_logits_agree_with_the_package_rwkv(
+    size: layout.Sizes, environment, kernel, device: torch.device, tmp_path: Path
+) -> None:
     tensors = random_checkpoint(size, seed=size.hidden_size)
     torch.save(tensors, tmp_path / "official.pth")
     tokens = torch.randint(size.vocab_size, (37,))
@@ -63,7 +65,8 @@ def test_logits_agree_with_the_package_rwkv(size: layout.Sizes, environment, ker
 
     folder = tmp_path / f"model{size.version[0]}"
     convert(tmp_path / "official.pth", folder, dtype="float32")
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).to(device)
+    tokens = tokens.to(device)
     prefill = model(tokens[None]).logits[0]
     cache, steps = None, []
     for token in tokens:
@@ -72,4 +75,4 @@ def test_logits_agree_with_the_package_rwkv(size: layout.Sizes, environment, ker
         steps.append(output.logits[0, 0])
     for ours in (prefill, torch.stack(steps)):
         for theirs in (whole, singles):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=1e-4)

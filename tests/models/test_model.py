@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,10 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.models.checkpoints import SMALL
-
-
-def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.randint(1, SMALL["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
+from tests.models.conftest import Tokens
 
 
 def code_of(model: PreTrainedModel, name: str) -> ModuleType:
@@ -24,10 +20,10 @@ def code_of(model: PreTrainedModel, name: str) -> ModuleType:
 
 
 @torch.no_grad()
-def test_left_padding_changes_nothing(model: PreTrainedModel) -> None:
+def test_left_padding_changes_nothing(tokens: Tokens, model: PreTrainedModel) -> None:
     ids, pads = tokens(2, 9), 5
-    padded = torch.cat([torch.full((2, pads), 7), ids], 1)
-    mask = torch.cat([torch.zeros(2, pads), torch.ones(2, 9)], 1).long()
+    padded = torch.cat([torch.full_like(ids[:, :pads], 7), ids], 1)
+    mask = torch.cat([torch.zeros_like(ids[:, :pads]), torch.ones_like(ids)], 1)
     plain, left = model(ids, use_cache=True), model(padded, attention_mask=mask, use_cache=True)
     torch.testing.assert_close(left.logits[:, pads:], plain.logits, rtol=0, atol=1e-5)
     for one, other in zip(plain.past_key_values.wkv, left.past_key_values.wkv, strict=True):
@@ -35,26 +31,27 @@ def test_left_padding_changes_nothing(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def test_only_padding_leaves_the_states_bit_for_bit(model: PreTrainedModel) -> None:
+def test_only_padding_leaves_the_states_bit_for_bit(tokens: Tokens, model: PreTrainedModel) -> None:
     cache = model(tokens(2, 6), use_cache=True).past_key_values
     names = ("wkv", "attention_token", "channel_token")
     before = {name: [each.clone() for each in getattr(cache, name)] for name in names}
     for count in (4, 1):
-        model(tokens(2, count), attention_mask=torch.zeros(2, count), past_key_values=cache)
+        ids = tokens(2, count)
+        model(ids, attention_mask=torch.zeros_like(ids), past_key_values=cache)
     for name in names:
         assert all(map(torch.equal, before[name], getattr(cache, name)))
 
 
 @torch.no_grad()
-def test_padding_between_turns_is_passed_over(model: PreTrainedModel) -> None:
+def test_padding_between_turns_is_passed_over(tokens: Tokens, model: PreTrainedModel) -> None:
     ids = tokens(1, 8)
-    mask = torch.tensor([[0, 1, 1, 1, 0, 0, 1, 1]])
+    mask = ids.new_tensor([[0, 1, 1, 1, 0, 0, 1, 1]])
     whole = model(ids, attention_mask=mask).logits[mask.bool()]
     torch.testing.assert_close(whole, model(ids[mask.bool()][None]).logits[0], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
-def test_generation_with_the_cache_is_generation_without(model: PreTrainedModel) -> None:
+def test_generation_with_the_cache_is_generation_without(tokens: Tokens, model: PreTrainedModel) -> None:
     ids = tokens(3, 6)
     mask = torch.ones_like(ids)
     mask[0, :2] = mask[1, :5] = 0
@@ -67,7 +64,7 @@ def test_generation_with_the_cache_is_generation_without(model: PreTrainedModel)
 
 
 @torch.no_grad()
-def test_a_second_turn_goes_on_from_the_cache(model: PreTrainedModel) -> None:
+def test_a_second_turn_goes_on_from_the_cache(tokens: Tokens, model: PreTrainedModel) -> None:
     options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
     first = model.generate(tokens(2, 5), return_dict_in_generate=True, **options)
     assert first.past_key_values.get_seq_length() == 7  # the last token has not been read yet
@@ -77,7 +74,7 @@ def test_a_second_turn_goes_on_from_the_cache(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def test_beams_reorder_the_states(model: PreTrainedModel) -> None:
+def test_beams_reorder_the_states(tokens: Tokens, model: PreTrainedModel) -> None:
     options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False, "eos_token_id": None}
     ids = tokens(2, 4)
     assert torch.equal(
@@ -87,7 +84,7 @@ def test_beams_reorder_the_states(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def test_decoding_goes_through_the_step(
-    model: PreTrainedModel, version: str, monkeypatch: pytest.MonkeyPatch
+    tokens: Tokens, model: PreTrainedModel, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = code_of(model, "kernel_rwkv")
     found, calls = module.operators(), []
@@ -107,21 +104,23 @@ def test_decoding_goes_through_the_step(
 @pytest.mark.parametrize(
     ("dtype", "cast"),
     [
-        (torch.float32, nullcontext()),
-        (torch.bfloat16, nullcontext()),
-        (torch.float32, torch.autocast("cpu", torch.bfloat16)),
-        (torch.float32, torch.autocast("cpu", torch.float16)),
+        (torch.float32, None),
+        (torch.bfloat16, None),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16),
     ],
     ids=["float32", "bfloat16", "autocast to bfloat16", "autocast to float16"],
 )
-def test_training_lowers_the_loss(repository: Path, environment, kernel, dtype: torch.dtype, cast) -> None:
+def test_training_lowers_the_loss(
+    tokens: Tokens, repository: Path, environment, kernel, device: torch.device, dtype: torch.dtype, cast
+) -> None:
     config = AutoConfig.from_pretrained(repository, trust_remote_code=True)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=dtype)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=dtype).to(device)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
     ids, losses = tokens(2, 17), []
     for _ in range(12):
-        with cast:
+        with torch.autocast(model.device.type, cast, enabled=cast is not None):
             loss = model(ids, labels=ids).loss
         loss.backward()
         optimizer.step()
@@ -134,10 +133,15 @@ def test_training_lowers_the_loss(repository: Path, environment, kernel, dtype: 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
 def test_low_precision_costs_no_more_than_in_plain_pytorch(
-    model: PreTrainedModel, repository: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    tokens: Tokens,
+    model: PreTrainedModel,
+    repository: Path,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ids, exact = tokens(2, 40), model(tokens(2, 40)).logits
-    low = AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True, dtype=dtype).eval()
+    low = AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True, dtype=dtype)
+    low.eval().to(model.device)
     error = (low(ids).logits.float() - exact).abs().mean()
     kernel_file, plain_file = code_of(model, "kernel_rwkv"), code_of(model, "plain_rwkv")
     monkeypatch.setattr(kernel_file, "operators", lambda: plain_file.OPERATORS)
@@ -146,7 +150,7 @@ def test_low_precision_costs_no_more_than_in_plain_pytorch(
     assert error < (0.05 if dtype == torch.bfloat16 else 0.01) * exact.std()
 
 
-def test_compiled_as_one_graph_it_trains_the_same(model: PreTrainedModel) -> None:
+def test_compiled_as_one_graph_it_trains_the_same(tokens: Tokens, model: PreTrainedModel) -> None:
     ids = tokens(2, 9)
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
@@ -161,7 +165,7 @@ def test_compiled_as_one_graph_it_trains_the_same(model: PreTrainedModel) -> Non
 
 
 @torch.no_grad()
-def test_compiled_as_one_graph_it_decodes_the_same(model: PreTrainedModel) -> None:
+def test_compiled_as_one_graph_it_decodes_the_same(tokens: Tokens, model: PreTrainedModel) -> None:
     compiled, results = torch.compile(model, fullgraph=True, backend="aot_eager"), []
     for each in (model, compiled):
         cache, logits = model(tokens(2, 5), use_cache=True).past_key_values, []
@@ -173,7 +177,7 @@ def test_compiled_as_one_graph_it_decodes_the_same(model: PreTrainedModel) -> No
     torch.testing.assert_close(*results)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(model: PreTrainedModel) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(tokens: Tokens, model: PreTrainedModel) -> None:
     ids = tokens(2, 11)
     gradients = []
     for checkpointing in (False, True):
@@ -191,8 +195,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(model: PreTrainedModel)
 
 
 @torch.no_grad()
-def test_saved_and_loaded_the_logits_are_the_same(model: PreTrainedModel, tmp_path: Path) -> None:
+def test_saved_and_loaded_the_logits_are_the_same(
+    tokens: Tokens, model: PreTrainedModel, tmp_path: Path
+) -> None:
     model.save_pretrained(tmp_path / "saved")
     assert (tmp_path / "saved" / "kernel_rwkv.py").exists()
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", trust_remote_code=True).eval()
-    assert torch.equal(again(tokens(2, 5)).logits, model(tokens(2, 5)).logits)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    assert torch.equal(again.eval().to(model.device)(tokens(2, 5)).logits, model(tokens(2, 5)).logits)

@@ -1,6 +1,6 @@
 """transformers' own RWKV-4, unmodified, on this kernel: the same as in its own Python.
 
-It takes a kernel on CUDA alone. On the CPU it is tried as it stands, but for the name of the device.
+It takes a kernel on CUDA alone; on the CPU it is tried as it stands, but for the name of the device.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ SIZES = dict(vocab_size=60, hidden_size=64, num_hidden_layers=3, context_length=
 
 
 @pytest.fixture(scope="module")
-def on_kernel(kernel_path: Path, kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """transformers' file, with "cpu" where it says "cuda"."""
+def on_kernel(
+    kernel_path: Path, kernel, device: torch.device, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ModuleType]:
+    """transformers' file, with the device's name where it says "cuda"."""
     source = Path(modeling_rwkv.__file__).read_text(encoding="utf-8")
-    path = tmp_path_factory.mktemp("rwkv4") / "modeling_rwkv_cpu.py"
-    path.write_text(source.replace('"cuda"', '"cpu"'), encoding="utf-8")
-    name = "transformers.models.rwkv.modeling_rwkv_cpu"  # a sibling, for its relative imports
+    path = tmp_path_factory.mktemp("rwkv4") / "modeling_rwkv_here.py"
+    path.write_text(source.replace('"cuda"', f'"{device.type}"'), encoding="utf-8")
+    name = "transformers.models.rwkv.modeling_rwkv_here"  # a sibling, for its relative imports
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
@@ -39,11 +41,12 @@ def on_kernel(kernel_path: Path, kernel, tmp_path_factory: pytest.TempPathFactor
         # transformers 5.23 wants a later version of kernels than there is: let it take this one.
         patch.setattr(hub_kernels, "is_kernels_available", lambda: True)
         patch.setattr(hub_kernels, "get_kernel_hub", kernels.get_kernel, raising=False)
+        patch.setattr(modeling_rwkv, "is_torch_cuda_available", lambda: False)  # the other stays in Python
         yield module
 
 
 @pytest.fixture
-def models(on_kernel: ModuleType, kernel, monkeypatch: pytest.MonkeyPatch):
+def models(on_kernel: ModuleType, kernel, device: torch.device, monkeypatch: pytest.MonkeyPatch):
     """The model on the kernel, counting its calls, and with the same weights in Python."""
     torch.manual_seed(0)
     ours = on_kernel.RwkvForCausalLM(RwkvConfig(**SIZES))
@@ -57,13 +60,13 @@ def models(on_kernel: ModuleType, kernel, monkeypatch: pytest.MonkeyPatch):
     for name in ("forward", "forward_with_state", "backward"):
         function = getattr(kernel, name)
         monkeypatch.setattr(kernel, name, lambda *a, f=function, n=name: calls.append(n) or f(*a))
-    return ours, theirs, calls
+    return ours.to(device), theirs.to(device), calls
 
 
 @pytest.mark.parametrize("tokens", [23, 1100])
 def test_training_gradients(models, tokens: int) -> None:
     ours, theirs, calls = models
-    ids = torch.randint(60, (2, tokens), generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(60, (2, tokens), generator=torch.Generator().manual_seed(2)).to(ours.device)
     results = []
     for model in (ours, theirs):
         output = model.train()(ids, labels=ids)
@@ -81,7 +84,7 @@ def test_training_gradients(models, tokens: int) -> None:
 @torch.no_grad()
 def test_generation(models) -> None:
     ours, theirs, calls = models
-    ids = torch.randint(60, (2, 9), generator=torch.Generator().manual_seed(3))
+    ids = torch.randint(60, (2, 9), generator=torch.Generator().manual_seed(3)).to(ours.device)
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     generated = [model.eval().generate(ids, **options) for model in (ours, theirs)]
     assert torch.equal(*generated)
