@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import py_compile
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 import pytest
 import torch
@@ -163,6 +166,10 @@ def test_a_tampered_kernel_is_refused(
     assert without.stdout.strip() == "PyTorch"
     assert "was not run" in without.stderr
 
+    compiled = cached.parent / "__pycache__" / f"ops.{sys.implementation.cache_tag}.pyc"
+    py_compile.compile(str(cached), compiled, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
     cached.write_bytes(true)
+    assert home.run("-c", LOAD, str(made)).stdout.strip() == kernel.__name__
+
     (cached.parent / "added.py").write_bytes(b"")
     assert "added.py: expected sha256 None" in home.run("-c", LOAD, str(made)).stderr

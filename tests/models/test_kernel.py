@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import kernels
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.dynamic_module_utils import get_imports
 
 from examples.models.rwkv7 import pin_rwkv, plain_rwkv
 
@@ -69,6 +71,14 @@ def test_without_a_kernel_it_warns_once_and_gives_the_same(
         torch.testing.assert_close(plain(ids).logits, model(ids).logits, rtol=0, atol=1e-4)
         options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
         assert torch.equal(plain.generate(ids, **options), model.generate(ids, **options))
+
+
+def test_the_kernels_library_is_not_a_requirement(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "kernels" not in get_imports(fresh / "kernel_rwkv.py")  # what transformers insists on
+    monkeypatch.setitem(sys.modules, "kernels", None)
+    monkeypatch.delenv("FLASH_RWKV_STRICT")
+    with pytest.warns(RuntimeWarning, match="plain PyTorch.*ModuleNotFoundError"):
+        load(fresh)
 
 
 def test_strict_means_an_error(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,6 @@ class GatedTimeMix(RwkvMix):
         """`[C]`: from slow in the first channel to fast in the last, sooner so in early layers."""
         return -6 + 5 * self.ramp(0.7 + 1.3 * self.depth)
 
-    @torch.no_grad()
     def initialize(self) -> None:
         zigzag = 0.1 * ((torch.arange(self.config.hidden_size) + 1) % 3 - 1)
         bonus = self.depth * (1 - self.ramp(1)) + zigzag

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import Tensor
 
 from .pin_rwkv import FILES, REPOSITORY, REVISION
@@ -50,7 +51,9 @@ def recurrence(name: str, *inputs: Tensor, state: Tensor | None = None, decay: s
 
 def _kernel_or_plain() -> ModuleType | SimpleNamespace:
     try:
-        return _load()
+        import kernels  # in a `try`: transformers insists on packages that a model imports elsewhere
+
+        return _load(kernels)
     except Exception as error:  # no package, no network, no fitting variant, a broken binary, other files
         reason = f"the kernel {REPOSITORY} at {REVISION[:12]} did not load: {type(error).__name__}: {error}"
         if os.environ.get("FLASH_RWKV_STRICT") == "1":
@@ -59,18 +62,16 @@ def _kernel_or_plain() -> ModuleType | SimpleNamespace:
         return PLAIN
 
 
-def _load() -> ModuleType:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from kernels import get_kernel, install_kernel
-
+def _load(kernels: ModuleType) -> ModuleType:
     choice = {"revision": REVISION, "trust_remote_code": [REPOSITORY]}
-    if f"{REPOSITORY}=" not in os.environ.get("LOCAL_KERNELS", ""):
-        check(install_kernel(REPOSITORY, local_files_only=HF_HUB_OFFLINE, **choice))
+    local = os.environ.get("LOCAL_KERNELS", "").split(":")
+    if not any(entry.startswith(f"{REPOSITORY}=") for entry in local):
+        check(kernels.install_kernel(REPOSITORY, local_files_only=HF_HUB_OFFLINE, **choice))
     # What Python compiled earlier lies beside the files and was not checked: let it look elsewhere.
     before = sys.pycache_prefix
     with tempfile.TemporaryDirectory() as sys.pycache_prefix:
         try:
-            return get_kernel(REPOSITORY, **choice)
+            return kernels.get_kernel(REPOSITORY, **choice)
         finally:
             sys.pycache_prefix = before
 

@@ -39,7 +39,6 @@ class Rwkv5TimeMix(GatedTimeMix):
         y, state = self.attend(xr, xk, xv, xg, self.time_decay, state, absent)
         return y, v_first, state
 
-    @torch.no_grad()
     def initialize(self) -> None:
         super().initialize()
         init.copy_(self.time_mix_r, self.ramp(0.5 * self.height))

@@ -48,7 +48,6 @@ class Rwkv6TimeMix(GatedTimeMix):
         y, state = self.attend(xr, xk, xv, xg, w, state, absent)
         return y, v_first, state
 
-    @torch.no_grad()
     def initialize(self) -> None:
         super().initialize()
         powers = {"x": 1, "w": 1, "k": 1, "v": 1, "r": 0.5, "g": 0.5}

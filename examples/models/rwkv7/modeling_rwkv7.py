@@ -82,7 +82,6 @@ class Rwkv7TimeMix(RwkvMix):
         y = y + ((r * k * self.r_k).sum(-1, keepdim=True) * v).flatten(2)
         return self.output(y * gate), v_first, state
 
-    @torch.no_grad()
     def initialize(self) -> None:
         powers = {"x_r": 0.2, "x_w": 0.9, "x_k": 0.7, "x_v": 0.7, "x_a": 0.9, "x_g": 0.2}
         for name, power in powers.items():
