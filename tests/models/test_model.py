@@ -63,6 +63,17 @@ def test_generation_with_the_cache_is_generation_without(tokens: Tokens, model: 
         assert torch.equal(alone[0, -12:], cached[row, -12:])
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_cache_is_of_constant_size(tokens: Tokens, model: PreTrainedModel, gradients: bool) -> None:
+    with torch.set_grad_enabled(gradients):
+        cache = model(tokens(2, 50), use_cache=True).past_key_values
+        kept = [*cache.wkv, *cache.attention_token, *cache.channel_token]
+        assert all(each.untyped_storage().nbytes() == each.numel() * each.element_size() for each in kept)
+        model(tokens(2, 1), past_key_values=cache)
+        again = [*cache.wkv, *cache.attention_token, *cache.channel_token]
+        assert gradients or all(one is other for one, other in zip(kept, again, strict=True))
+
+
 @torch.no_grad()
 def test_a_second_turn_goes_on_from_the_cache(tokens: Tokens, model: PreTrainedModel) -> None:
     options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}

@@ -43,10 +43,16 @@ class RwkvCache:
         return len(self.wkv)
 
     def update(self, layer: int, wkv: Tensor, attention_token: Tensor, channel_token: Tensor) -> None:
-        """Set what a layer remembers."""
+        """Set what a layer remembers; without gradients the rows stay where they are, as CUDA graphs need it.
+
+        The tokens come as views of all tokens, and must not keep those in memory.
+        """
         self.wkv[layer] = wkv
-        self.attention_token[layer] = attention_token
-        self.channel_token[layer] = channel_token
+        for rows, token in ((self.attention_token, attention_token), (self.channel_token, channel_token)):
+            if torch.is_grad_enabled():
+                rows[layer] = token.clone()
+            else:
+                rows[layer].copy_(token)
 
     def note_tokens(self, count: int) -> None:
         """Count tokens that the states have seen."""
