@@ -9,6 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from examples.models.convert import MODELS, copy_code
+from tests.loader.publishing import client
+from tests.loopback_hub import LoopbackHub
 
 SIZES = dict(vocab_size=20, hidden_size=32, head_size=16, num_hidden_layers=2)
 
@@ -37,6 +39,14 @@ def test_a_copy_has_files_for_links(version: str, tmp_path: Path) -> None:
     copy_code(f"rwkv{version[0]}", tmp_path)
     assert (tmp_path / "pin_rwkv.py").read_text() == (MODELS / "common" / "pin_rwkv.py").read_text()
     assert not [path for path in tmp_path.iterdir() if path.is_symlink()]
+
+
+def test_an_upload_follows_the_links(version: str, hub: LoopbackHub) -> None:
+    api, folder = client(hub), MODELS / f"rwkv{version[0]}"
+    api.create_repo("someone/rwkv")
+    commit = api.upload_folder(repo_id="someone/rwkv", folder_path=folder, ignore_patterns="__pycache__/*")
+    _, content = hub.repository("someone/rwkv", "models").read(commit.oid, "cache_rwkv.py")
+    assert content == (MODELS / "common" / "cache_rwkv.py").read_bytes()
 
 
 def test_sizes_that_do_not_fit_are_named(version: str, environment, kernel) -> None:
