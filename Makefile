@@ -50,6 +50,7 @@ lock: $(VENV)/.run ## Compile requirements/*.in into pinned and hashed *.txt aga
 	$(BIN)/pip install --quiet uv==0.13.9
 	cd requirements && for name in run dev; do ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--override override.txt \
 		$$name.in -o $$name.txt; done
 
 clean: ## Remove everything that make made

@@ -1,4 +1,4 @@
-"""`python -m examples.models.convert MODEL.pth FOLDER`: BlinkDL's RWKV-7 weights as a model repository."""
+"""`python -m examples.models.convert MODEL.pth FOLDER`: BlinkDL's weights as a model repository."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from . import layout
 
-TEMPLATE = Path(__file__).parent / "rwkv7"
+MODELS = Path(__file__).parent
 SHARD_BYTES = 4 * 2**30
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,7 +25,7 @@ def convert(
     folder: Path,
     *,
     vocabulary: Path | None = None,
-    kernel_revision: str | None = None,
+    kernel_lock: Path | None = None,
     dtype: str = "bfloat16",
     shard_bytes: int = SHARD_BYTES,
 ) -> layout.Sizes:
@@ -35,44 +35,56 @@ def convert(
         checkpoint: a `.pth` of tensors, names as in BlinkDL/RWKV-LM; nothing else in it is run.
         folder: where the repository goes; made when missing.
         vocabulary: the world vocabulary's file, for the tokenizer.
-        kernel_revision: the full sha of the kernel's commit that the model's code names.
+        kernel_lock: which kernel the model's code names, from `flash-rwkv lock`.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`.
         shard_bytes: when to begin another file of weights.
 
     Raises:
-        ValueError: another version of RWKV, a name or shape that does not fit, or not a full sha.
+        ValueError: an unknown version of RWKV, a name or shape that does not fit, or a lock
+            that names no commit.
     """
-    if kernel_revision is not None and not re.fullmatch("[0-9a-f]{40}", kernel_revision):
-        raise ValueError(f"the kernel's revision must be a full commit sha, got {kernel_revision!r}")
+    pin = None if kernel_lock is None else pin_of(kernel_lock)
     tensors = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
     size = layout.sizes(tensors)
-    shapes = layout.expected(size)
-    layout.check(tensors, shapes)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in TEMPLATE.iterdir():
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
-    config = json.loads((TEMPLATE / "config.json").read_text())
+    copy_code(size.folder, folder)
+    config = json.loads((folder / "config.json").read_text())
     config |= {**asdict(size), "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    if kernel_revision is not None:
-        pin_kernel(folder, kernel_revision)
+    if pin is not None:
+        (folder / "pin_rwkv.py").write_text(pin)
     if vocabulary is not None:
         shutil.copyfile(vocabulary, folder / "rwkv_vocab.txt")
-    _write_weights(tensors, shapes, folder, DTYPES[dtype], shard_bytes)
+    _write_weights(tensors, size.shapes(), folder, DTYPES[dtype], shard_bytes)
     return size
 
 
-def pin_kernel(folder: Path, revision: str) -> None:
-    """Write the kernel's commit into a repository's code."""
-    path = folder / "kernel_rwkv7.py"
-    text, count = re.subn(
-        r'^REVISION = "[0-9a-f]{40}"$', f'REVISION = "{revision}"', path.read_text(), flags=re.M
-    )
-    if count != 1:
-        raise ValueError(f"{path} names no kernel's revision")
-    path.write_text(text)
+def copy_code(model: str, folder: Path) -> None:
+    """Copy a repository of this folder, `"rwkv7"` say, without weights; its links become files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (MODELS / model).iterdir():
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+
+
+def pin_of(kernel_lock: Path) -> str:
+    """The text of `pin_rwkv.py` for the kernel that a lock of the pip package flash-rwkv names.
+
+    Raises:
+        ValueError: the lock names another repository than the models do, or no commit.
+    """
+    lock = json.loads(kernel_lock.read_text())
+    head, _, _ = (MODELS / "common" / "pin_rwkv.py").read_text().partition("REVISION = ")
+    if f'REPOSITORY = "{lock["repository"]}"\n' not in head:
+        raise ValueError(f"{kernel_lock} is of {lock['repository']}, whose kernels the models do not run")
+    if not re.fullmatch("[0-9a-f]{40}", lock["revision"] or ""):
+        raise ValueError(f"{kernel_lock} must name a full commit sha, got {lock['revision']!r}")
+    files = {
+        variant: {name: entry["sha256"] for name, entry in entries.items()}
+        for variant, entries in lock["variants"].items()
+    }
+    comment = "# Of each build variant the SHA-256 of every file."
+    return f'{head}REVISION = "{lock["revision"]}"\n{comment}\nFILES = {json.dumps(files, indent=4)}\n'
 
 
 def _write_weights(
@@ -108,18 +120,22 @@ def _write_weights(
 @click.option(
     "--vocabulary", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="for the tokenizer"
 )
-@click.option("--kernel-revision", help="full sha of the kernel's commit that the model names")
+@click.option(
+    "--kernel-lock",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="which kernel the model runs, from `flash-rwkv lock`",
+)
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="bfloat16", show_default=True)
 def main(
-    checkpoint: Path, folder: Path, vocabulary: Path | None, kernel_revision: str | None, dtype: str
+    checkpoint: Path, folder: Path, vocabulary: Path | None, kernel_lock: Path | None, dtype: str
 ) -> None:
     try:
-        size = convert(
-            checkpoint, folder, vocabulary=vocabulary, kernel_revision=kernel_revision, dtype=dtype
-        )
+        size = convert(checkpoint, folder, vocabulary=vocabulary, kernel_lock=kernel_lock, dtype=dtype)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"{folder}: {size.num_hidden_layers} layers of {size.hidden_size} channels")
+    click.echo(
+        f"{folder}: RWKV {size.version}, {size.num_hidden_layers} layers of {size.hidden_size} channels"
+    )
 
 
 if __name__ == "__main__":

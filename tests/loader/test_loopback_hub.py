@@ -144,8 +144,22 @@ def test_errors_become_the_clients_exceptions(hub: LoopbackHub, tmp_path: Path) 
         api.hf_hub_download(REPOSITORY, "nope", revision=commit, cache_dir=tmp_path / "hf", **KERNEL)
     with pytest.raises(HfHubHTTPError, match="409"):
         api.create_repo(REPOSITORY, **KERNEL)
-    with pytest.raises(BadRequestError, match="'kernel'"):
-        api.create_repo(REPOSITORY, repo_type="model")
+    with pytest.raises(BadRequestError, match="'kernel' and 'model'"):
+        api.create_repo(REPOSITORY, repo_type="dataset")
+
+
+def test_a_model_and_a_kernel_may_have_one_name(hub: LoopbackHub, tmp_path: Path) -> None:
+    commit = publish(hub, {VARIANT: TinyKernel()})
+    api = client(hub)
+    with pytest.raises(RepositoryNotFoundError):
+        api.model_info(REPOSITORY)
+    assert str(api.create_repo(REPOSITORY)) == f"{hub.url}/{REPOSITORY}"
+    (tmp_path / "config.json").write_text("{}")
+    api.upload_folder(repo_id=REPOSITORY, folder_path=tmp_path, allow_patterns="*.json")
+    assert api.list_repo_files(REPOSITORY) == [".gitattributes", "config.json"]
+    path = api.hf_hub_download(REPOSITORY, "config.json", cache_dir=tmp_path / "hf")
+    assert Path(path).read_text() == "{}"
+    assert git(hub, "rev-parse", "v1") == commit
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/x", "a//b", ".git/config", "a/./b"])

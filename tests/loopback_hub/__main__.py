@@ -13,7 +13,7 @@ from . import LoopbackHub
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.loopback_hub",
-        description="A Hub of kernel repositories on 127.0.0.1. Point clients at it with HF_ENDPOINT=<URL>.",
+        description="A Hub of kernels and models on 127.0.0.1. Point clients at it with HF_ENDPOINT=<URL>.",
     )
     parser.add_argument(
         "--root", required=True, help="folder that keeps the repositories; created when missing"

@@ -32,7 +32,7 @@ class Call:
 
     @property
     def repository(self) -> Repository:
-        repository = self.hub.repository(self.arguments["repo"])
+        repository = self.hub.repository(self.arguments["repo"], self.arguments.get("kind", "models"))
         if not repository.exists:
             raise repo_not_found(self.arguments["repo"])
         return repository
@@ -76,12 +76,13 @@ Endpoint = Callable[[Call], Response]
 _ROUTES: list[tuple[str, re.Pattern, Endpoint]] = []
 _NAME = r"\w[\w.-]*"
 _REPO = rf"(?P<repo>{_NAME}/{_NAME})"
+_KIND = r"(?P<kind>kernels|models)"  # not in the address of a model's file
 _USER = "loopback"  # whose namespace a repository gets when its id has none
 
 
 def route(method: str, pattern: str) -> Callable[[Endpoint], Endpoint]:
-    """Register an endpoint; `{repo}`, `{revision}` and `{path}` in the pattern become arguments."""
-    pattern = pattern.replace("{repo}", _REPO)
+    """Register an endpoint; `{kind}`, `{repo}`, `{revision}` and `{path}` in the pattern become arguments."""
+    pattern = pattern.replace("{kind}", _KIND).replace("{repo}", _REPO)
     pattern = re.sub(r"\{(revision|name)\}", r"(?P<\1>[^/]+)", pattern).replace("{path}", "(?P<path>.+)")
 
     def register(endpoint: Endpoint) -> Endpoint:
@@ -131,24 +132,29 @@ def validate_yaml(call: Call) -> Response:
 # Repositories and their references
 
 
+def _page(repo_id: str, kind: str) -> str:
+    return f"/{repo_id}" if kind == "models" else f"/{kind}/{repo_id}"
+
+
 @route("POST", "/api/repos/create")
 def create(call: Call) -> Response:
     request = call.json()
-    if request.get("type") != "kernel":
-        raise bad_request(f"This Hub keeps repositories of type 'kernel', got {request.get('type')!r}")
+    kind = request.get("type") or "model"
+    if kind not in ("kernel", "model"):
+        raise bad_request(f"This Hub keeps repositories of type 'kernel' and 'model', got {kind!r}")
     repo_id = f"{request.get('organization') or _USER}/{request.get('name')}"
     if not re.fullmatch(_REPO, repo_id):
         raise bad_request(f"Invalid repository name: {repo_id!r}")
-    url = {"url": f"{call.hub.url}/kernels/{repo_id}", "name": repo_id}
-    repository = call.hub.repository(repo_id)
+    url = {"url": call.hub.url + _page(repo_id, f"{kind}s"), "name": repo_id}
+    repository = call.hub.repository(repo_id, f"{kind}s")
     if repository.exists:
-        return Response.json({"error": "You already created this kernel repo", **url}, 409)
+        return Response.json({"error": f"You already created this {kind} repo", **url}, 409)
     repository.create()
     return Response.json(url)
 
 
-@route("GET", "/api/kernels/{repo}")
-@route("GET", "/api/kernels/{repo}/revision/{revision}")
+@route("GET", "/api/{kind}/{repo}")
+@route("GET", "/api/{kind}/{repo}/revision/{revision}")
 def info(call: Call) -> Response:
     commit = call.commit
     moment = datetime.fromtimestamp(call.repository.objects.read_commit(commit).time, timezone.utc)
@@ -158,7 +164,7 @@ def info(call: Call) -> Response:
     return Response.json({"id": repo_id, "sha": commit, "lastModified": modified, **fields})
 
 
-@route("GET", "/api/kernels/{repo}/refs")
+@route("GET", "/api/{kind}/{repo}/refs")
 def refs(call: Call) -> Response:
     def listing(kind: str) -> list[dict]:
         found = call.repository.refs(kind).items()
@@ -170,14 +176,14 @@ def refs(call: Call) -> Response:
     return Response.json({"branches": listing("heads"), "tags": listing("tags"), "converts": [], **pulls})
 
 
-@route("POST", "/api/kernels/{repo}/branch/{name}")
+@route("POST", "/api/{kind}/{repo}/branch/{name}")
 def create_branch(call: Call) -> Response:
     start = call.json().get("startingPoint") or "main"
     call.repository.create_ref("heads", call.arguments["name"], start)
     return Response.json({}, 201)
 
 
-@route("POST", "/api/kernels/{repo}/tag/{revision}")
+@route("POST", "/api/{kind}/{repo}/tag/{revision}")
 def create_tag(call: Call) -> Response:
     tag = call.json().get("tag")
     if not tag:
@@ -186,19 +192,19 @@ def create_tag(call: Call) -> Response:
     return Response.json({}, 201)
 
 
-@route("DELETE", "/api/kernels/{repo}/branch/{name}")
+@route("DELETE", "/api/{kind}/{repo}/branch/{name}")
 def delete_branch(call: Call) -> Response:
     call.repository.delete_ref("heads", call.arguments["name"])
     return Response.json({})
 
 
-@route("DELETE", "/api/kernels/{repo}/tag/{name}")
+@route("DELETE", "/api/{kind}/{repo}/tag/{name}")
 def delete_tag(call: Call) -> Response:
     call.repository.delete_ref("tags", call.arguments["name"])
     return Response.json({})
 
 
-@route("GET", "/api/kernels/{repo}/commits/{revision}")
+@route("GET", "/api/{kind}/{repo}/commits/{revision}")
 def commits(call: Call) -> Response:
     def describe(oid: str, title: str, time: int) -> dict:
         date = datetime.fromtimestamp(time, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
@@ -218,7 +224,7 @@ def commits(call: Call) -> Response:
 # Content
 
 
-@route("GET", "/api/kernels/{repo}/tree/{revision}(?:/{path})?")
+@route("GET", "/api/{kind}/{repo}/tree/{revision}(?:/{path})?")
 def tree(call: Call) -> Response:
     commit, size = call.commit, call.hub.page_size
     start = int(call.query.get("cursor", ["0"])[0])
@@ -231,7 +237,7 @@ def tree(call: Call) -> Response:
     return Response.json([entry.as_json() for entry in page[:size]], headers=headers)
 
 
-@route("POST", "/api/kernels/{repo}/paths-info/{revision}")
+@route("POST", "/api/{kind}/{repo}/paths-info/{revision}")
 def paths_info(call: Call) -> Response:
     found = []
     for path in parse_qs(call.body.decode()).get("paths", []):
@@ -243,7 +249,7 @@ def paths_info(call: Call) -> Response:
     return Response.json(found)
 
 
-@route("GET", "/kernels/{repo}/resolve/{revision}/{path}")
+@route("GET", "(?:/{kind})?/{repo}/resolve/{revision}/{path}")
 def resolve(call: Call) -> Response:
     commit = call.commit
     info, content = call.repository.read(commit, call.arguments["path"])
@@ -269,7 +275,7 @@ def resolve(call: Call) -> Response:
 # Publishing
 
 
-@route("POST", "/api/kernels/{repo}/preupload/{revision}")
+@route("POST", "/api/{kind}/{repo}/preupload/{revision}")
 def preupload(call: Call) -> Response:
     """Say how to send each file: always inside the commit, so that no second storage is needed."""
     commit, known = call.commit, []
@@ -282,7 +288,7 @@ def preupload(call: Call) -> Response:
     return Response.json({"files": known})
 
 
-@route("POST", "/api/kernels/{repo}/commit/{revision}")
+@route("POST", "/api/{kind}/{repo}/commit/{revision}")
 def commit(call: Call) -> Response:
     repository, branch = call.repository, call.arguments["revision"].removeprefix("refs/heads/")
     if call.flag("create_pr"):
@@ -291,5 +297,5 @@ def commit(call: Call) -> Response:
     oid = repository.commit(
         branch, request.message, lambda root: request.apply(root, repository.objects), request.parent
     )
-    url = f"{call.hub.url}/kernels/{call.arguments['repo']}/commit/{oid}"
+    url = f"{call.hub.url}{_page(call.arguments['repo'], call.arguments['kind'])}/commit/{oid}"
     return Response.json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})

@@ -26,7 +26,7 @@ class LoggedRequest:
 
 
 class LoopbackHub:
-    """A Hub for kernel repositories in `root`, which keeps them over restarts.
+    """A Hub for kernel and model repositories in `root`, which keeps them over restarts.
 
     Args:
         root: folder of the repositories, created when missing.
@@ -47,7 +47,7 @@ class LoopbackHub:
         self.faults = Faults()
         self.requests: list[LoggedRequest] = []
         self.stopped = False
-        self._repositories: dict[str, Repository] = {}
+        self._repositories: dict[Path, Repository] = {}
         self._lock = threading.Lock()
         self.root.mkdir(parents=True, exist_ok=True)
         self._server = _Server(("127.0.0.1", port), _Handler)
@@ -82,14 +82,17 @@ class LoopbackHub:
     ) -> None:
         self.stop()
 
-    def repository(self, repo_id: str) -> Repository:
-        """Return the repository object of an id, existing or not; always the same one, for its lock."""
+    def repository(self, repo_id: str, kind: str = "kernels") -> Repository:
+        """Return the repository of an id, existing or not; always the same object, for its lock.
+
+        `kind` is "kernels" or "models".
+        """
         with self._lock:
-            folder = self.root / "kernels" / f"{repo_id}.git"
-            return self._repositories.setdefault(repo_id, Repository(folder))
+            folder = self.root / kind / f"{repo_id}.git"
+            return self._repositories.setdefault(folder, Repository(folder))
 
     def has_namespace(self, name: str) -> bool:
-        return (self.root / "kernels" / name).is_dir()
+        return any((self.root / kind / name).is_dir() for kind in ("kernels", "models"))
 
 
 class _Server(ThreadingHTTPServer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,11 +12,17 @@ import kernels
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.dynamic_module_utils import get_imports
 
-from examples.models.convert import pin_kernel
-from examples.models.rwkv7 import kernel_rwkv7
+from examples.models.rwkv7 import pin_rwkv, plain_rwkv
 
 EVIL = "evil/kernel"
+
+
+@pytest.fixture(scope="module", params=["7"])
+def version(request: pytest.FixtureRequest) -> str:
+    """All versions take their kernel from the same file."""
+    return request.param
 
 
 @pytest.fixture
@@ -34,7 +41,8 @@ def unavailable(*_, **__):
 
 def test_a_configuration_cannot_name_the_kernel(fresh: Path, kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     sha = "1" * 40
-    pin_kernel(fresh, sha)
+    pin = (fresh / "pin_rwkv.py").read_text()
+    (fresh / "pin_rwkv.py").write_text(pin.replace("0" * 40, sha))
     config = json.loads((fresh / "config.json").read_text())
     for name in ("REPOSITORY", "repository", "kernel", "kernel_repository", "kernel_config", "repo_id"):
         config[name] = EVIL
@@ -43,19 +51,19 @@ def test_a_configuration_cannot_name_the_kernel(fresh: Path, kernel, monkeypatch
     asked = []
     monkeypatch.setattr(kernels, "get_kernel", lambda *a, **k: asked.append((a, k)) or kernel)
     load(fresh)
-    name = kernel_rwkv7.REPOSITORY
+    name = pin_rwkv.REPOSITORY
     assert name == "flash-rwkv/flash-rwkv"
     assert asked == [((name,), {"revision": sha, "trust_remote_code": [name]})]
 
 
 def test_without_a_kernel_it_warns_once_and_gives_the_same(
-    model, fresh: Path, monkeypatch: pytest.MonkeyPatch
+    tokens, model, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FLASH_RWKV_STRICT")
     monkeypatch.setattr(kernels, "get_kernel", unavailable)
-    ids = torch.randint(300, (2, 9))
+    ids = tokens(2, 9)
     with pytest.warns(RuntimeWarning, match="plain PyTorch.*no route to the Hub") as caught:
-        plain = load(fresh)
+        plain = load(fresh).to(model.device)
     assert len([each for each in caught if each.category is RuntimeWarning]) == 1
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error", RuntimeWarning)
@@ -65,6 +73,14 @@ def test_without_a_kernel_it_warns_once_and_gives_the_same(
         assert torch.equal(plain.generate(ids, **options), model.generate(ids, **options))
 
 
+def test_the_kernels_library_is_not_a_requirement(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "kernels" not in get_imports(fresh / "kernel_rwkv.py")  # what transformers insists on
+    monkeypatch.setitem(sys.modules, "kernels", None)
+    monkeypatch.delenv("FLASH_RWKV_STRICT")
+    with pytest.warns(RuntimeWarning, match="plain PyTorch.*ModuleNotFoundError"):
+        load(fresh)
+
+
 def test_strict_means_an_error(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "get_kernel", unavailable)
     monkeypatch.setenv("FLASH_RWKV_STRICT", "1")
@@ -72,15 +88,18 @@ def test_strict_means_an_error(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> 
         load(fresh)
 
 
-def test_gradients_of_plain_pytorch_are_the_kernels(kernel) -> None:
+@pytest.mark.parametrize(("name", "decay"), [("wkv5", "exp"), ("wkv6", "exp"), ("wkv7", "sigmoid")])
+def test_gradients_of_plain_pytorch_are_the_kernels(name: str, decay: str, kernel) -> None:
     torch.manual_seed(0)
-    inputs = [torch.randn(2, 7, 2, 16) for _ in range(6)]
-    inputs[4] = torch.nn.functional.normalize(inputs[4], dim=-1)
-    state = torch.randn(2, 2, 16, 16)
+    tokens, per_head = torch.randn(6, 2, 7, 2, 16), torch.randn(2, 2, 16)
+    if name == "wkv7":
+        inputs = [*tokens[:4], torch.nn.functional.normalize(tokens[4], dim=-1), tokens[5]]
+    else:
+        inputs = [*tokens[:3], per_head[0] if name == "wkv5" else tokens[3], per_head[1]]
     results = []
-    for function in (kernel_rwkv7.plain_wkv7, kernel.wkv7):
-        leaves = [each.clone().requires_grad_() for each in (*inputs, state)]
-        y, final = function(*leaves, decay="sigmoid")
+    for source in (plain_rwkv.OPERATORS, kernel):
+        leaves = [each.clone().requires_grad_() for each in (*inputs, torch.ones(2, 2, 16, 16))]
+        y, final = getattr(source, name)(*leaves, decay=decay)
         (y.square().sum() + final.square().sum()).backward()
         results.append([y, final, *(each.grad for each in leaves)])
     for plain, ours in zip(*results, strict=True):

@@ -28,22 +28,24 @@ for token in tokens:
     singles.append(logits.clone())
 torch.save((whole, torch.stack(singles)), sys.argv[3])
 """
-OTHER = layout.Sizes(
-    vocab_size=70,
-    hidden_size=128,
-    num_hidden_layers=2,
-    head_size=64,
-    intermediate_size=512,
-    decay_rank=24,
-    rate_rank=8,
-    value_rank=8,
-    gate_rank=16,
-)
+OTHER = dict(vocab_size=70, hidden_size=128, num_hidden_layers=2, head_size=64, intermediate_size=512)
+ODD = dict(vocab_size=51, hidden_size=40, num_hidden_layers=4, head_size=8, intermediate_size=72)
+CASES = [
+    *SIZES.values(),
+    layout.Rwkv5Sizes(**OTHER),
+    layout.Rwkv6Sizes(**OTHER, mix_rank=24, decay_rank=8),
+    layout.Rwkv7Sizes(**OTHER, decay_rank=24, rate_rank=8, value_rank=8, gate_rank=16),
+    layout.Rwkv5Sizes(**ODD),
+    layout.Rwkv6Sizes(**ODD, mix_rank=3, decay_rank=5),
+    layout.Rwkv7Sizes(**ODD, decay_rank=5, rate_rank=3, value_rank=7, gate_rank=9),
+]
 
 
-@pytest.mark.parametrize("size", [SIZES, OTHER], ids=["heads of 32", "heads of 64"])
+@pytest.mark.parametrize("size", CASES, ids=lambda size: f"{size.version}, heads of {size.head_size}")
 @torch.no_grad()
-def test_logits_agree_with_the_package_rwkv(size: layout.Sizes, environment, kernel, tmp_path: Path) -> None:
+def test_logits_agree_with_the_package_rwkv(
+    size: layout.Sizes, environment, kernel, device: torch.device, tmp_path: Path
+) -> None:
     tensors = random_checkpoint(size, seed=size.hidden_size)
     torch.save(tensors, tmp_path / "official.pth")
     tokens = torch.randint(size.vocab_size, (37,))
@@ -54,16 +56,17 @@ def test_logits_agree_with_the_package_rwkv(size: layout.Sizes, environment, ker
         OFFICIAL,
         *(str(tmp_path / name) for name in ("official.pth", "tokens.pt", "y")),
     ]
-    settings = {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "OMP_NUM_THREADS": "1"}
+    version7 = "1" if size.version == "7" else "0"
+    settings = {"RWKV_V7_ON": version7, "RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     whole, singles = torch.load(tmp_path / "y")
     assert whole.std() > 0.5
 
-    convert(tmp_path / "official.pth", tmp_path / f"model{size.hidden_size}", dtype="float32")
-    model = AutoModelForCausalLM.from_pretrained(
-        tmp_path / f"model{size.hidden_size}", trust_remote_code=True
-    )
+    folder = tmp_path / f"model{size.version[0]}"
+    convert(tmp_path / "official.pth", folder, dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).to(device)
+    tokens = tokens.to(device)
     prefill = model(tokens[None]).logits[0]
     cache, steps = None, []
     for token in tokens:
@@ -72,4 +75,4 @@ def test_logits_agree_with_the_package_rwkv(size: layout.Sizes, environment, ker
         steps.append(output.logits[0, 0])
     for ours in (prefill, torch.stack(steps)):
         for theirs in (whole, singles):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=1e-4)

@@ -10,33 +10,33 @@ from hypothesis import strategies as st
 from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 from transformers import AutoTokenizer
 
-from examples.models.rwkv7.tokenization_rwkv7 import Rwkv7Tokenizer, read_vocabulary
+from examples.models.rwkv7.tokenization_rwkv import RwkvTokenizer, read_vocabulary
 from tests.models.checkpoints import write_vocabulary
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Rwkv7Tokenizer:
-    return Rwkv7Tokenizer(str(write_vocabulary(tmp_path_factory.mktemp("world") / "vocabulary.txt")))
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> RwkvTokenizer:
+    return RwkvTokenizer(str(write_vocabulary(tmp_path_factory.mktemp("world") / "vocabulary.txt")))
 
 
-def test_the_longest_token_wins(tokenizer: Rwkv7Tokenizer) -> None:
+def test_the_longest_token_wins(tokenizer: RwkvTokenizer) -> None:
     assert tokenizer.tokenize("them the then") == ["them", " the", " the", "n"]
     assert tokenizer("ü中").input_ids == [261, 262]
 
 
 @given(text=st.text(max_size=40))
-def test_text_comes_back(tokenizer: Rwkv7Tokenizer, text: str) -> None:
+def test_text_comes_back(tokenizer: RwkvTokenizer, text: str) -> None:
     ids = tokenizer(text).input_ids
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
 @given(text=st.text(max_size=40))
-def test_ids_are_those_of_the_package_rwkv(tokenizer: Rwkv7Tokenizer, text: str) -> None:
+def test_ids_are_those_of_the_package_rwkv(tokenizer: RwkvTokenizer, text: str) -> None:
     official = TRIE_TOKENIZER(tokenizer.vocab_file)
     assert tokenizer(text).input_ids == (official.encode(text) if text else [])
 
 
-def test_a_batch_is_padded_on_the_left(tokenizer: Rwkv7Tokenizer) -> None:
+def test_a_batch_is_padded_on_the_left(tokenizer: RwkvTokenizer) -> None:
     batch = tokenizer(["the", "abc"], padding=True)
     assert batch.input_ids[0] == [0, 0, tokenizer.get_vocab()["the"]]
     assert batch.attention_mask[0] == [0, 0, 1]

@@ -15,10 +15,24 @@ from .ops import (
     wkv7,
     wkv7_step_,
 )
+from .transformers_rwkv import (
+    backward,
+    backward_bf16,
+    forward,
+    forward_bf16,
+    forward_with_state,
+    forward_with_state_bf16,
+)
 
 __all__ = [
+    "backward",
+    "backward_bf16",
     "cpu_isa",
     "fla",
+    "forward",
+    "forward_bf16",
+    "forward_with_state",
+    "forward_with_state_bf16",
     "layers",
     "reference",
     "rwkv5_cuda_linear_attention",

@@ -38,7 +38,7 @@ def read_vocabulary(path: str | Path) -> dict[bytes, int]:
     return tokens
 
 
-class Rwkv7Tokenizer(PreTrainedTokenizer):
+class RwkvTokenizer(PreTrainedTokenizer):
     """Text to ids and back; a token's name is its bytes, each as the character of that number.
 
     Args:
@@ -109,4 +109,4 @@ class Rwkv7Tokenizer(PreTrainedTokenizer):
         return (str(target),)
 
 
-Rwkv7Tokenizer.register_for_auto_class("AutoTokenizer")
+RwkvTokenizer.register_for_auto_class("AutoTokenizer")

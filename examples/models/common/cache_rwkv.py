@@ -1,14 +1,16 @@
-"""What an RWKV-7 model remembers of the tokens so far: of constant size, however many there were."""
+"""What an RWKV model remembers of the tokens so far: of constant size, however many there were."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .configuration_rwkv7 import Rwkv7Config
+from .configuration_rwkv import RwkvBaseConfig
 
 
-class Rwkv7Cache:
+class RwkvCache:
     """The states of all layers; the model updates it.
 
     Attributes:
@@ -19,16 +21,38 @@ class Rwkv7Cache:
 
     is_compileable = False
 
-    def __init__(self, config: Rwkv7Config, batch: int, device: torch.device, dtype: torch.dtype) -> None:
-        size, layers = config.head_size, range(config.num_hidden_layers)
-        matrix, row = (batch, config.num_heads, size, size), (batch, config.hidden_size)
-        self.wkv = [torch.zeros(matrix, device=device, dtype=torch.float32) for _ in layers]
-        self.attention_token = [torch.zeros(row, device=device, dtype=dtype) for _ in layers]
-        self.channel_token = [torch.zeros(row, device=device, dtype=dtype) for _ in layers]
+    def __init__(
+        self,
+        config: RwkvBaseConfig,
+        batch: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        initial: Sequence[Tensor] | None = None,
+    ) -> None:
+        """The past of `batch` sequences: empty, or `initial`, a state `[H, N_value, N_key]` a layer."""
+        size, layers = config.head_size, config.num_hidden_layers
+        if initial is None:
+            initial = torch.zeros(layers, config.num_heads, size, size, device=device)
+        row = torch.zeros(batch, config.hidden_size, device=device, dtype=dtype)
+        self.wkv = [state.float().expand(batch, -1, -1, -1).clone() for state in initial]
+        self.attention_token = [row.clone() for _ in range(layers)]
+        self.channel_token = [row.clone() for _ in range(layers)]
         self._tokens = 0
 
     def __len__(self) -> int:
         return len(self.wkv)
+
+    def update(self, layer: int, wkv: Tensor, attention_token: Tensor, channel_token: Tensor) -> None:
+        """Set what a layer remembers; without gradients the rows stay where they are, as CUDA graphs need it.
+
+        The tokens come as views of all tokens, and must not keep those in memory.
+        """
+        self.wkv[layer] = wkv
+        for rows, token in ((self.attention_token, attention_token), (self.channel_token, channel_token)):
+            if torch.is_grad_enabled():
+                rows[layer] = token.clone()
+            else:
+                rows[layer].copy_(token)
 
     def note_tokens(self, count: int) -> None:
         """Count tokens that the states have seen."""

@@ -1,0 +1,1 @@
+../common/cache_rwkv.py

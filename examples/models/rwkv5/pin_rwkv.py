@@ -1,0 +1,1 @@
+../common/pin_rwkv.py

@@ -1,0 +1,1 @@
+../common/gated_rwkv.py

@@ -1,0 +1,1 @@
+../common/kernel_rwkv.py

@@ -1,0 +1,1 @@
+../common/layers_rwkv.py

@@ -1,0 +1,1 @@
+../common/plain_rwkv.py

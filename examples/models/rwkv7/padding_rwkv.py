@@ -1,0 +1,1 @@
+../common/padding_rwkv.py

@@ -1,0 +1,1 @@
+../common/tokenization_rwkv.py
