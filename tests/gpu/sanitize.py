@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from tests.helpers.operators import OPERATORS
+
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ROOT / ".build" / "gpu-sanitize"
 TOOLS = {
@@ -28,6 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the tools one after the other; 1 if any of them found something."""
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.sanitize", description=__doc__)
     parser.add_argument("tools", nargs="*", metavar="TOOL", help=f"default: {', '.join(TOOLS)}")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="OPERATOR",
+        choices=OPERATORS,
+        default=list(OPERATORS),
+        help="default: all",
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.tools) - set(TOOLS):
         parser.error(f"TOOL must be one of {', '.join(TOOLS)}, got {', '.join(sorted(unknown))}")
@@ -35,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         sys.exit(f"Torch {torch.__version__} sees no GPU here (`nvidia-smi` lists them).")
     LOGS.mkdir(parents=True, exist_ok=True)
-    return max([run(sanitizer, tool) for tool in options.tools or TOOLS])
+    return max([run(sanitizer, tool, options.only) for tool in options.tools or TOOLS])
 
 
 def find_sanitizer() -> str:
@@ -50,21 +60,21 @@ def find_sanitizer() -> str:
     return path
 
 
-def run(sanitizer: str, tool: str) -> int:
-    """One tool; its whole output goes to .build/gpu-sanitize, the end of it is shown when it fails."""
+def run(sanitizer: str, tool: str, operators: list[str]) -> int:
+    """One tool; its output goes to .build/gpu-sanitize as it comes, the end of it is shown when it fails."""
     command = [sanitizer, "--tool", tool, *TOOLS[tool], "--error-exitcode", "1"]
-    command += [sys.executable, "-m", "tests.gpu.small_calls"]
+    command += [sys.executable, "-m", "tests.gpu.small_calls", *operators]
     # Every tensor has memory of its own then, whose bounds and initialisation are known.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     start = time.monotonic()
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    (LOGS / f"{tool}.log").write_text(done.stdout)
+    log = LOGS / f"{tool}.log"
+    with log.open("w") as output:
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    said = log.read_text()
     # Under a tool that does not know the device nothing runs: the calls themselves must have been made.
-    clean = done.returncode == 0 and "calls, all finite" in done.stdout
+    clean = done.returncode == 0 and "calls, all finite" in said
     print(f"{tool}: {'clean' if clean else 'FAILED'} in {time.monotonic() - start:.0f} s", flush=True)
-    print("\n".join(done.stdout.splitlines()[-3 if clean else -60 :]), flush=True)
+    print("\n".join(said.splitlines()[-3 if clean else -60 :]), flush=True)
     return int(not clean)
 
 

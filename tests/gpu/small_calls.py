@@ -1,4 +1,4 @@
-"""`python -m tests.gpu.small_calls`: every operator on small odd shapes, with as little of Torch as possible.
+"""`python -m tests.gpu.small_calls [OPERATOR …]`: operators on small odd shapes, with little of Torch around them.
 
 A program for compute-sanitizer, which slows every kernel down, and Torch's start most of all: inputs are made
 on the host and the ops called without autograd.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -25,20 +26,22 @@ CHUNK_SIZES = (64, 128)  # of the matrix form, on CUDA alone
 LENGTHS = (19, 1, 0, 70)  # of packed sequences, and of a batch with their sum
 
 
-def call_everything(kernel: ModuleType, device: str) -> int:
-    """The number of calls made.
+def call_everything(kernel: ModuleType, device: str, operators: Iterable[str] = OPERATORS) -> int:
+    """The number of calls made; says where it is.
 
     Raises:
         RuntimeError: a result is not finite.
     """
     ops = sys.modules[f"{kernel.__name__}._ops"].ops
-    calls = 0
-    for operator, dtype, size in itertools.product(OPERATORS.values(), DTYPES, HEAD_SIZES):
+    calls, start = 0, time.monotonic()
+    for name, dtype, size in itertools.product(operators, DTYPES, HEAD_SIZES):
+        operator = OPERATORS[name]
         code = calls % 3 if operator.has_heads else None  # decay forms in turn
         for results in small_calls(ops, operator, dtype, size, code, device):
             calls += 1
             if not all(x.cpu().isfinite().all() for x in results):
                 raise RuntimeError(f"{operator}, {dtype}, N = {size}, decay {code}: a result is not finite")
+        print(f"{name} {dtype} N{size}: {calls} calls, {time.monotonic() - start:.0f} s", flush=True)
     return calls
 
 
@@ -92,4 +95,5 @@ def has_chunks(device: str, dtype: torch.dtype, size: int) -> bool:
 if __name__ == "__main__":
     from kernels import get_local_kernel
 
-    print(f"{call_everything(get_local_kernel(ROOT), 'cuda')} calls, all finite")
+    named = sys.argv[1:] or OPERATORS
+    print(f"{call_everything(get_local_kernel(ROOT), 'cuda', named)} calls, all finite")
