@@ -30,14 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the tools one after the other; 1 if any of them found something."""
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.sanitize", description=__doc__)
     parser.add_argument("tools", nargs="*", metavar="TOOL", help=f"default: {', '.join(TOOLS)}")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        metavar="OPERATOR",
-        choices=OPERATORS,
-        default=list(OPERATORS),
-        help="default: all",
-    )
+    names = list(OPERATORS)
+    parser.add_argument("--only", nargs="+", metavar="OPERATOR", choices=names, default=names)
     options = parser.parse_args(arguments)
     if unknown := set(options.tools) - set(TOOLS):
         parser.error(f"TOOL must be one of {', '.join(TOOLS)}, got {', '.join(sorted(unknown))}")

@@ -1,4 +1,4 @@
-"""`python -m tests.gpu.small_calls [OPERATOR …]`: operators on small odd shapes, with little of Torch around them.
+"""`python -m tests.gpu.small_calls [OPERATOR …]`: small odd shapes, with as little of Torch as possible.
 
 A program for compute-sanitizer, which slows every kernel down, and Torch's start most of all: inputs are made
 on the host and the ops called without autograd.
