@@ -7,6 +7,7 @@
 #include "cuda/wkv7/chunk_backward_finish.cuh"
 #include "cuda/wkv7/chunk_backward_prepare.cuh"
 #include "cuda/wkv7/chunk_backward_state.cuh"
+#include "cuda/wkv7/chunk_backward_tokens.cuh"
 
 namespace flash_rwkv::cuda {
 namespace {
@@ -44,10 +45,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
     last = stop;
   }
 
-  if (threadIdx.x == 0) memory.offsets().set(p, g, batch, begin, head);
+  if (threadIdx.x == 0) memory.vectors().set(p, g, batch, begin, head);
   __syncthreads();
-  const ChunkSource<T> source(p, memory.offsets(), length);
-  const BackwardValues<T, kSize> values(p, g, memory.offsets(), length);
+  const BackwardTokens<T, kSize, kChunks> tokens(memory, p.w.dtype == DType::kFloat32, length);
   const Columns<Operand> columns(p.decay, length);
 
   // States before, and G behind, each checkpoint's tokens.
@@ -64,55 +64,83 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
     gradient.load(matrix_of(g.grad_final_state), g.grad_final_state.stride[2]);
   else gradient.clear();
 
+  const auto fetch = [&](int checkpoint, int chunk) {
+    const int token = checkpoint * kBlockTokens + chunk * kTokens;
+    tokens.fetch_columns(chunk, token);
+    tokens.fetch_values(chunk, token);
+  };
+  if (last >= stop)
+    for (int chunk = 0; chunk < kChunks; ++chunk) fetch(last, chunk);
+
   for (int checkpoint = last; checkpoint >= stop; --checkpoint) {
     const int first = checkpoint * kBlockTokens;
     const int left = (length - first + kTokens - 1) / kTokens;
     const int chunks = left < kChunks ? left : kChunks;
+    const bool more = checkpoint > stop;
     if (kPart == Part::kStateGradients) gradient.store(gradients + checkpoint * next_matrix, kSize);
+    BackwardRows<T, kSize> state(16 * warp);
+    if (kPart != Part::kStateGradients) state.load(states + checkpoint * next_matrix, kSize);
+    ptx::cp_async_wait_all();
+    for (int chunk = 0; chunk < kChunks; ++chunk) tokens.convert_values(chunk);
+    __syncthreads();
 
-    // --- What will be wanted next: two lines of 128 bytes of every row of the state, and the tokens before these
-    if (kPart != Part::kStateGradients)
-      ptx::prefetch_global_l2(states + checkpoint * next_matrix + (16 * warp + lane / 2) * kSize + lane % 2 * 32);
-    if (checkpoint > stop) source.template prefetch<kSize>(g.grad_y, first - kBlockTokens + warp * kTokens);
-
-    // --- Of all chunks what does not depend on the state
-    if (warp < chunks) {
-      values.fetch(memory, warp, first + warp * kTokens);
-      prepare_backward<T, kSize>(memory, source, columns, warp, first + warp * kTokens);
-      values.wait(memory, warp);
+    // --- What will be wanted next and is not copied early: two lines of 128 bytes of every row of the state, and tokens
+    if (more) {
+      if (kPart != Part::kStateGradients)
+        ptx::prefetch_global_l2(states + (checkpoint - 1) * next_matrix + (16 * warp + lane / 2) * kSize +
+                                lane % 2 * 32);
+      tokens.prefetch(first - kBlockTokens);
     }
 
+    // --- Of all chunks what does not depend on the state
+    if (warp < chunks) prepare_backward(memory, tokens, columns, warp, first + warp * kTokens);
+    __syncthreads();
+
     if constexpr (kPart == Part::kStateGradients) {
-      __syncthreads();
 #pragma unroll 1
       for (int chunk = chunks - 1; chunk >= 0; --chunk) gradient.backward(memory, chunk);
     } else {
       // --- Forward through them
-      BackwardRows<T, kSize> state(16 * warp);
-      state.load(states + checkpoint * next_matrix, kSize);
-      __syncthreads();
 #pragma unroll 1
       for (int chunk = 0; chunk < chunks; ++chunk) state.forward(memory, chunk, chunk + 1 < chunks);
 
-      // --- Back
+      // --- Back, one chunk ahead of the columns, which are fetched once more meanwhile
+      const auto back = [&](int chunk) {
+        const int token = first + chunk * kTokens;
+        const int64_t row = g.dv.stride[1];
+        T* const dv = static_cast<T*>(g.dv.data) + memory.vectors().gradients + token * row;
+        gradient.backward(memory, chunk, dv, row, length - token);
+      };
+      back(chunks - 1);
+      __syncthreads();
 #pragma unroll 1
       for (int chunk = chunks - 1; chunk >= 0; --chunk) {
         const int token = first + chunk * kTokens;
-        const Raw raw = source.load(source.rows(token), warp);
-        const int64_t row = g.dv.stride[1];
-        T* const dv = static_cast<T*>(g.dv.data) + memory.offsets().gradients + token * row;
-        gradient.backward(memory, chunk, dv, row, length - token);
-        __syncthreads();
         score_gradients(memory, chunk, warp);
         const StateGradients through_state = state_gradients(memory, chunk, warp);
         __syncthreads();
+        tokens.fetch_columns(chunk, token);
+        ptx::cp_async_commit_group();
+        if (more) {  // in place of the chunk behind, or of those that there are not
+          const int end = chunk + 1 == chunks ? kChunks : chunk + 2;
+          for (int free = chunk + 1; free < end; ++free) fetch(checkpoint - 1, free);
+        }
+        ptx::cp_async_commit_group();
+        if (chunk > 0) back(chunk - 1);
+        ptx::cp_async_wait_group<1>();
+        __syncthreads();
+
+        const Raw raw = tokens.load(chunk, warp);
         FinishColumns<kSize> finish(memory, chunk);
         SliceGradients out = finish.run(columns.unpacked(raw, token), through_state);
         multiply_by_log_derivatives(p.decay, raw.w, out.log_decay);
-        write_gradients<T>(g, memory.offsets().gradients, length, out, token, warp);
+        write_gradients<T>(g, tokens, memory.vectors().gradients + token * g.dr.stride[1], out, chunk, warp,
+                           length - token);
       }
     }
     __syncthreads();
+    if (more)
+      for (int chunk = 0; chunk < (kPart == Part::kStateGradients ? kChunks : 1); ++chunk) fetch(checkpoint - 1, chunk);
   }
   if (kPart != Part::kRest) gradient.store(matrix_of(g.dstate), g.dstate.stride[2]);
 #endif

@@ -14,6 +14,7 @@
 // Operands are bfloat16 whatever the inputs are: gradients have its range.
 #pragma once
 
+#include "cuda/heads/stage.cuh"
 #include "cuda/wkv7/chunk_columns.cuh"
 
 namespace flash_rwkv::cuda::wkv7_chunk {
@@ -22,19 +23,19 @@ using Operand = __nv_bfloat16;
 
 constexpr int kChunks = static_cast<int>(kCheckpointTokens) / kTokens;
 
-// Where the vectors of a head of a sequence begin, in bytes from their tensors: in shared memory, since all of them
-// would fill the registers.
-struct HeadOffsets {
-  int64_t r, w, k, v, a, b, dy;
+// The vectors of a head of a sequence, and where its gradients begin: in shared memory, since all of this would fill the
+// registers.
+struct HeadVectors {
+  enum Which { kR, kK, kA, kB, kW, kV, kDy, kVectors };
+
+  TokenRows rows[kVectors];
   int64_t gradients;  // in elements; one for all tensors
 
   __device__ void set(const Wkv7Params& p, const Wkv7Gradients& g, int64_t batch, int64_t begin, int64_t head) {
-    const auto bytes = [&](const View& x) {
-      return (batch * x.stride[0] + begin * x.stride[1] + head * x.stride[2]) * bytes_of(x.dtype);
-    };
-    r = bytes(p.r), w = bytes(p.w), k = bytes(p.k), v = bytes(p.v), a = bytes(p.a), b = bytes(p.b);
-    dy = bytes(g.grad_y);
-    gradients = bytes(g.dr) / bytes_of(g.dr.dtype);
+    const View* const views[kVectors] = {&p.r, &p.k, &p.a, &p.b, &p.w, &p.v, &g.grad_y};
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) rows[i] = token_rows(*views[i], batch, begin, head);
+    gradients = batch * g.dr.stride[0] + begin * g.dr.stride[1] + head * g.dr.stride[2];
   }
 };
 
@@ -60,8 +61,24 @@ struct BackwardMemory {
   __device__ uint4* matrix(int chunk, int which) const {
     return reinterpret_cast<uint4*>(data + kMatrix) + (chunk * kMatrices + which) * kWarp;
   }
-  __device__ HeadOffsets& offsets() const { return *reinterpret_cast<HeadOffsets*>(data + kOffsets); }
+  __device__ HeadVectors& vectors() const { return *reinterpret_cast<HeadVectors*>(data + kVectors); }
   __device__ float* decay(int chunk) const { return reinterpret_cast<float*>(data + kDecay) + chunk * kSize; }
+
+  // A chunk's columns as they came, and then their gradients, before and after all else of the chunk is there: over
+  // what is prepared of them, but A~, where P goes, and over the state.
+  __device__ Tile<kSize> raw(int chunk, HeadVectors::Which which) const {
+    switch (which) {
+      case HeadVectors::kR: return rows(chunk, kR);
+      case HeadVectors::kK: return rows(chunk, kK);
+      case HeadVectors::kB: return rows(chunk, kB);
+      case HeadVectors::kA: return state(chunk, 0);
+      default: return state(chunk, 1);
+    }
+  }
+  __device__ WideTile<kSize> wide_decay(int chunk) const {
+    static_assert(WideTile<kSize>::kBytes <= (kBlocks - 1) * kTile);
+    return {state(chunk, 1).data};
+  }
 
   // Once the chunk's matrices and columns have been used.
   __device__ uint4* score(int chunk, int which) const { return matrix(chunk, which); }
@@ -81,10 +98,10 @@ struct BackwardMemory {
   static constexpr int kDw = kGradient + kBlocks * kTile;
   static constexpr int kMatrix = kDw + kTile;
   static constexpr int kDecay = kMatrix + kChunks * kMatrices * kWarp * static_cast<int>(sizeof(uint4));
-  static constexpr int kOffsets = kDecay + kChunks * kSize * static_cast<int>(sizeof(float));
+  static constexpr int kVectors = kDecay + kChunks * kSize * static_cast<int>(sizeof(float));
 
  public:
-  static constexpr int kBytes = kOffsets + static_cast<int>(sizeof(HeadOffsets));
+  static constexpr int kBytes = kVectors + static_cast<int>(sizeof(HeadVectors));
 };
 
 // Two elements of T as two operands, and back.
@@ -98,91 +115,5 @@ template <int kSize>
 __device__ __forceinline__ RightFragment load_right(const Tile<kSize>& tile, int block, int lane) {
   return as_right(tile.load(block, lane));
 }
-
-// The columns of a chunk in global memory, for a lane that has tokens 2g and 2g + 1 of them.
-template <class T>
-class ChunkSource {
- public:
-  __device__ __forceinline__ ChunkSource(const Wkv7Params& p, const HeadOffsets& offsets, int length)
-      : p_(p), offsets_(offsets), length_(length) {}
-
-  // Has the chunk's vectors of kSize columns brought to the L2 cache.
-  template <int kSize>
-  __device__ __forceinline__ void prefetch(const View& dy, int first) const {
-    const int lane = threadIdx.x % kWarp;
-    const int token = first + lane % kTokens;
-    if (token >= length_) return;
-    const auto ask = [&](const View& view, int64_t offset) {
-      const int size = view.dtype == DType::kFloat32 ? 4 : 2;
-      ptx::prefetch_global_l2(static_cast<const char*>(view.data) + offset +
-                              (token * view.stride[1] + lane / kTokens * (kSize / 2)) * size);
-    };
-    ask(p_.r, offsets_.r);
-    ask(p_.w, offsets_.w);
-    ask(p_.k, offsets_.k);
-    ask(p_.v, offsets_.v);
-    ask(p_.a, offsets_.a);
-    ask(p_.b, offsets_.b);
-    if (dy.data != nullptr) ask(dy, offsets_.dy);
-  }
-
-  // Where this lane's first columns of its first token are.
-  struct Rows {
-    const char *r, *w, *k, *a, *b;
-    bool there[2];  // the tokens
-  };
-
-  // first: token of the chunk.
-  __device__ __forceinline__ Rows rows(int first) const {
-    const int lane = threadIdx.x % kWarp;
-    const int token = first + lane / 4 * 2;
-    const auto at = [&](const View& view, int64_t offset) {
-      const int size = view.dtype == DType::kFloat32 ? 4 : 2;
-      return static_cast<const char*>(view.data) + offset + (token * view.stride[1] + lane % 4 * 2) * size;
-    };
-    return {at(p_.r, offsets_.r), at(p_.w, offsets_.w), at(p_.k, offsets_.k),
-            at(p_.a, offsets_.a), at(p_.b, offsets_.b), {token < length_, token + 1 < length_}};
-  }
-
-  // Columns 16 block … 16 block + 15.
-  __device__ __forceinline__ Raw load(const Rows& rows, int block) const {
-    // Words (pairs of elements) of both tokens, of one piece of eight columns and of the next.
-    const auto load_words = [&](const char* at, const View& view, unsigned (&x)[4]) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        x[i] = rows.there[i % 2]
-                   ? *reinterpret_cast<const unsigned*>(at + i % 2 * (2 * view.stride[1]) + 32 * block + i / 2 * 16)
-                   : 0;
-    };
-    const auto load_operands = [&](const char* at, const View& view, Fragment& f) {
-      load_words(at, view, f.x);
-#pragma unroll
-      for (unsigned& x : f.x) x = as_operands<T>(x);
-    };
-    Raw x;
-    load_operands(rows.r, p_.r, x.r);
-    load_operands(rows.k, p_.k, x.k);
-    load_operands(rows.a, p_.a, x.a);
-    load_operands(rows.b, p_.b, x.b);
-    if (p_.w.dtype == DType::kFloat32) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const char* const at = rows.w + i % 2 * (4 * p_.w.stride[1]) + 64 * block + i / 2 * 32;
-        const float2 pair = rows.there[i % 2] ? *reinterpret_cast<const float2*>(at) : float2{};
-        x.w[i % 2][i / 2 * 2] = pair.x, x.w[i % 2][i / 2 * 2 + 1] = pair.y;
-      }
-    } else {
-      Fragment w;
-      load_words(rows.w, p_.w, w.x);
-      unpack<T>(w, x.w);
-    }
-    return x;
-  }
-
- private:
-  const Wkv7Params& p_;
-  const HeadOffsets& offsets_;
-  const int length_;
-};
 
 }  // namespace flash_rwkv::cuda::wkv7_chunk

@@ -7,7 +7,7 @@
 // which nothing cancels that does not cancel in the gradient itself.
 #pragma once
 
-#include "cuda/wkv7/chunk_backward.cuh"
+#include "cuda/wkv7/chunk_backward_tokens.cuh"
 #include "cuda/wkv7/chunk_columns.cuh"
 
 namespace flash_rwkv::cuda::wkv7_chunk {
@@ -281,30 +281,27 @@ __device__ __forceinline__ void multiply_by_log_derivatives(Decay form, const fl
   }
 }
 
-// Writes the gradients of a chunk's columns 16 block … 16 block + 15.
-template <class T>
-__device__ __forceinline__ void write_gradients(const Wkv7Gradients& g, int64_t offset, int length,
-                                                const SliceGradients& x, int first, int block) {
+// Writes the gradients of a chunk's columns 16 block … 16 block + 15; first: its first token.
+template <class T, class Tokens>
+__device__ __forceinline__ void write_gradients(const Wkv7Gradients& g, const Tokens& tokens, int64_t offset,
+                                                const SliceGradients& x, int chunk, int block, int left) {
+  const int64_t stride = g.dr.stride[1];
+  const auto write = [&](HeadVectors::Which which, const View& to, const float (&of)[2][4]) {
+    tokens.write(chunk, block, which, of, static_cast<T*>(to.data) + offset, stride, left);
+  };
+  write(HeadVectors::kR, g.dr, x.r);
+  write(HeadVectors::kK, g.dk, x.k);
+  write(HeadVectors::kA, g.da, x.a);
+  write(HeadVectors::kB, g.db, x.b);
+  if (g.dw.dtype != DType::kFloat32) return write(HeadVectors::kW, g.dw, x.log_decay);
   const int lane = threadIdx.x % kWarp;
-  const int token = first + lane / 4 * 2;
-  const int64_t row = g.dr.stride[1];
-  const int64_t at = offset + token * row + 16 * block + lane % 4 * 2;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if (token + i % 2 >= length) continue;
-    const int64_t pair_at = at + i % 2 * row + i / 2 * 8;
-    const auto write_pair = [&](const View& to, const float (&pairs)[2][4]) {
-      const float* const pair = &pairs[i % 2][i / 2 * 2];
-      *reinterpret_cast<unsigned*>(static_cast<T*>(to.data) + pair_at) = Pair<T>::pack(pair[0], pair[1]);
-    };
-    write_pair(g.dr, x.r);
-    write_pair(g.dk, x.k);
-    write_pair(g.da, x.a);
-    write_pair(g.db, x.b);
-    if (g.dw.dtype == DType::kFloat32)
-      *reinterpret_cast<float2*>(static_cast<float*>(g.dw.data) + pair_at) =
-          make_float2(x.log_decay[i % 2][i / 2 * 2], x.log_decay[i % 2][i / 2 * 2 + 1]);
-    else write_pair(g.dw, x.log_decay);
+    const int token = lane / 4 * 2 + i % 2;
+    const float* const pair = &x.log_decay[i % 2][i / 2 * 2];
+    if (token < left)
+      *reinterpret_cast<float2*>(static_cast<float*>(g.dw.data) + offset + token * stride + 16 * block + lane % 4 * 2 +
+                                 i / 2 * 8) = make_float2(pair[0], pair[1]);
   }
 }
 
