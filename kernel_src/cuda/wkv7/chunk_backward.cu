@@ -104,21 +104,16 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
 #pragma unroll 1
       for (int chunk = 0; chunk < chunks; ++chunk) state.forward(memory, chunk, chunk + 1 < chunks);
 
-      // --- Back, one chunk ahead of the columns, which are fetched once more meanwhile
-      const auto back = [&](int chunk) {
+      // --- Back
+#pragma unroll 1
+      for (int chunk = chunks - 1; chunk >= 0; --chunk) {
         const int token = first + chunk * kTokens;
         const int64_t row = g.dv.stride[1];
         T* const dv = static_cast<T*>(g.dv.data) + memory.vectors().gradients + token * row;
         gradient.backward(memory, chunk, dv, row, length - token);
-      };
-      back(chunks - 1);
-      __syncthreads();
-#pragma unroll 1
-      for (int chunk = chunks - 1; chunk >= 0; --chunk) {
-        const int token = first + chunk * kTokens;
-        score_gradients(memory, chunk, warp);
-        const StateGradients through_state = state_gradients(memory, chunk, warp);
         __syncthreads();
+
+        // What is prepared of the columns has been used: they are fetched once more.
         tokens.fetch_columns(chunk, token);
         ptx::cp_async_commit_group();
         if (more) {  // in place of the chunk behind, or of those that there are not
@@ -126,12 +121,13 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
           for (int free = chunk + 1; free < end; ++free) fetch(checkpoint - 1, free);
         }
         ptx::cp_async_commit_group();
-        if (chunk > 0) back(chunk - 1);
+        score_gradients(memory, chunk, warp);
+        const StateGradients through_state = state_gradients(memory, chunk, warp);
         ptx::cp_async_wait_group<1>();
         __syncthreads();
 
-        const Raw raw = tokens.load(chunk, warp);
-        FinishColumns<kSize> finish(memory, chunk);
+        const Raw raw = tokens.load(chunk, token, warp);
+        FinishColumns<kSize> finish(memory);
         SliceGradients out = finish.run(columns.unpacked(raw, token), through_state);
         multiply_by_log_derivatives(p.decay, raw.w, out.log_decay);
         write_gradients<T>(g, tokens, memory.vectors().gradients + token * g.dr.stride[1], out, chunk, warp,

@@ -42,11 +42,12 @@ struct HeadVectors {
 // Shared memory of a block.
 template <int kSize>
 struct BackwardMemory {
-  // Of a chunk: its columns, prepared; its values and gradients of y; U; the state before it.
+  // Of a chunk: its columns, as they came and then prepared; its values and gradients of y; U; the state before it.
   enum Rows { kA, kR, kB, kK, kV, kDy, kU, kRows };
-  // Right operands; t: transposed. kInverseT is A_ab at first, kRbT and kRkT are A_rb and A_rk.
-  enum Matrix { kInverse, kInverseT, kAk, kAkT, kRbT, kRkT, kMatrices };
-  // Where matrices and A~ were: left operands, P and its transposed.
+  // Right operands, for the way back; t: transposed. kInverseT is A_ab at first, kRbT and kRkT are A_rb and A_rk.
+  enum Matrix { kInverseT, kAkT, kRbT, kRkT, kMatrices };
+  // Those for the way forward. Where they were on the way back: P and its transposed, of one chunk, as left operands.
+  enum ForwardMatrix { kInverse, kAk, kForwardMatrices };
   enum Score { kScoreAb, kScoreAk, kScoreRb, kScoreRk, kScores };
 
   char* data;
@@ -58,47 +59,37 @@ struct BackwardMemory {
   }
   __device__ Tile<kSize> gradient(int block) const { return {data + kGradient + block * kTile}; }
   __device__ Tile<kSize> dw() const { return {data + kDw}; }
-  __device__ uint4* matrix(int chunk, int which) const {
-    return reinterpret_cast<uint4*>(data + kMatrix) + (chunk * kMatrices + which) * kWarp;
+  __device__ uint4* matrix(int chunk, Matrix which) const { return fragment(chunk * kMatrices + which); }
+  __device__ uint4* matrix(int chunk, ForwardMatrix which) const {
+    return fragment(kChunks * kMatrices + which * kChunks + chunk);
+  }
+  // w, of 16 bits, as it came: before there are matrices, and once they have been used.
+  __device__ Tile<kSize> decays(int chunk) const {
+    static_assert(kTile <= kMatrices * kFragment);
+    return {reinterpret_cast<char*>(matrix(chunk, kInverseT))};
+  }
+  __device__ float* decay(int chunk) const { return reinterpret_cast<float*>(data + kDecay) + chunk * kSize; }
+  __device__ uint4* score(int which) const { return fragment(kChunks * kMatrices + which); }
+  __device__ uint4* score_transposed(int which) const { return score(kScores + which); }
+  __device__ float* diagonal(int which) const {
+    return reinterpret_cast<float*>(data + kDiagonal) + (which - kScoreRb) * kTokens;
   }
   __device__ HeadVectors& vectors() const { return *reinterpret_cast<HeadVectors*>(data + kVectors); }
-  __device__ float* decay(int chunk) const { return reinterpret_cast<float*>(data + kDecay) + chunk * kSize; }
-
-  // A chunk's columns as they came, and then their gradients, before and after all else of the chunk is there: over
-  // what is prepared of them, but A~, where P goes, and over the state.
-  __device__ Tile<kSize> raw(int chunk, HeadVectors::Which which) const {
-    switch (which) {
-      case HeadVectors::kR: return rows(chunk, kR);
-      case HeadVectors::kK: return rows(chunk, kK);
-      case HeadVectors::kB: return rows(chunk, kB);
-      case HeadVectors::kA: return state(chunk, 0);
-      default: return state(chunk, 1);
-    }
-  }
-  __device__ WideTile<kSize> wide_decay(int chunk) const {
-    static_assert(WideTile<kSize>::kBytes <= (kBlocks - 1) * kTile);
-    return {state(chunk, 1).data};
-  }
-
-  // Once the chunk's matrices and columns have been used.
-  __device__ uint4* score(int chunk, int which) const { return matrix(chunk, which); }
-  __device__ uint4* score_transposed(int chunk, int which) const {
-    static_assert(kScores * kWarp * sizeof(uint4) <= kTile);
-    return reinterpret_cast<uint4*>(rows(chunk, kA).data) + which * kWarp;
-  }
-  __device__ float* diagonal(int chunk, int which) const {
-    return reinterpret_cast<float*>(matrix(chunk, kScores)) + (which - kScoreRb) * kTokens;
-  }
 
  private:
+  static_assert(2 * kScores <= kForwardMatrices * kChunks);
   static constexpr int kBlocks = kSize / 16;
   static constexpr int kTile = Tile<kSize>::kBytes;
+  static constexpr int kFragment = kWarp * static_cast<int>(sizeof(uint4));
   static constexpr int kState = kChunks * kRows * kTile;
   static constexpr int kGradient = kState + kChunks * kBlocks * kTile;
   static constexpr int kDw = kGradient + kBlocks * kTile;
   static constexpr int kMatrix = kDw + kTile;
-  static constexpr int kDecay = kMatrix + kChunks * kMatrices * kWarp * static_cast<int>(sizeof(uint4));
-  static constexpr int kVectors = kDecay + kChunks * kSize * static_cast<int>(sizeof(float));
+  static constexpr int kDecay = kMatrix + kChunks * (kMatrices + kForwardMatrices) * kFragment;
+  static constexpr int kDiagonal = kDecay + kChunks * kSize * static_cast<int>(sizeof(float));
+  static constexpr int kVectors = kDiagonal + 2 * kTokens * static_cast<int>(sizeof(float));
+
+  __device__ uint4* fragment(int i) const { return reinterpret_cast<uint4*>(data + kMatrix) + i * kWarp; }
 
  public:
   static constexpr int kBytes = kVectors + static_cast<int>(sizeof(HeadVectors));

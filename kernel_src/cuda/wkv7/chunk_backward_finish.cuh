@@ -25,10 +25,10 @@ __device__ __forceinline__ void score_gradients(const BackwardMemory<kSize>& mem
   for (int block = 0; block < kSize / 16; ++block)
     multiply_add<Operand>(p, left.load(block, lane), load_right(right, block, lane));
   const Fragment score = rounded<Operand>(p);
-  store_fragment(memory.score(chunk, which), lane, score);
-  store_fragment(memory.score_transposed(chunk, which), lane, transposed(score));
+  store_fragment(memory.score(which), lane, score);
+  store_fragment(memory.score_transposed(which), lane, transposed(score));
   if (of_r && g / 2 == t) {
-    float* const diagonal = memory.diagonal(chunk, which);
+    float* const diagonal = memory.diagonal(which);
     diagonal[g] = g % 2 == 0 ? p.x[0][0] : p.x[0][1];
     diagonal[g + 8] = g % 2 == 0 ? p.x[1][2] : p.x[1][3];
   }
@@ -76,8 +76,8 @@ class FinishColumns {
  public:
   using Memory = BackwardMemory<kSize>;
 
-  __device__ __forceinline__ FinishColumns(const Memory& memory, int chunk)
-      : memory_(memory), chunk_(chunk), lane_(threadIdx.x % kWarp), g_(lane_ / 4), t_(lane_ % 4) {}
+  __device__ __forceinline__ explicit FinishColumns(const Memory& memory)
+      : memory_(memory), lane_(threadIdx.x % kWarp), g_(lane_ / 4), t_(lane_ % 4) {}
 
   // x: as they came.
   __device__ __forceinline__ SliceGradients run(Slice x, const StateGradients& state) {
@@ -132,8 +132,8 @@ class FinishColumns {
     const auto word = [&](const uint4* matrix, int i) {
       return reinterpret_cast<const unsigned*>(matrix + lane_)[i] & pairs;
     };
-    const auto of_odd = [&](int which) { return word(memory_.score(chunk_, which), 1); };
-    const auto of_even = [&](int which) { return word(memory_.score_transposed(chunk_, which), 2); };
+    const auto of_odd = [&](int which) { return word(memory_.score(which), 1); };
+    const auto of_even = [&](int which) { return word(memory_.score_transposed(which), 2); };
     multiply_add<Operand>(
         queries,
         {{of_odd(Memory::kScoreRb), of_odd(Memory::kScoreAb), of_odd(Memory::kScoreRk), of_odd(Memory::kScoreAk)}},
@@ -156,8 +156,8 @@ class FinishColumns {
       for (int token = 0; token < 2; ++token) {
         out.r[token][c] *= decay[token][c];
         out.log_decay[token][c] += fmaf(out.r[token][c], raw.r[token][c], of_pair[c]);
-        const float rb = memory_.diagonal(chunk_, Memory::kScoreRb)[g_ + 8 * token];
-        const float rk = memory_.diagonal(chunk_, Memory::kScoreRk)[g_ + 8 * token];
+        const float rb = memory_.diagonal(Memory::kScoreRb)[g_ + 8 * token];
+        const float rk = memory_.diagonal(Memory::kScoreRk)[g_ + 8 * token];
         out.r[token][c] = fmaf(rb, raw.b[token][c], fmaf(rk, raw.k[token][c], out.r[token][c]));
         out.b[token][c] = fmaf(rb, raw.r[token][c], out.b[token][c]);
         out.k[token][c] = fmaf(rk, raw.r[token][c], out.k[token][c]);
@@ -181,8 +181,8 @@ class FinishColumns {
     const bool upper = is_upper(g_, kLevel);
     const unsigned mask = level_mask(g_, t_, kLevel);
     const auto score = [&](int of_queries, int of_keys) {
-      Fragment f = load_fragment<Fragment>(
-          upper ? memory_.score(chunk_, of_queries) : memory_.score_transposed(chunk_, of_keys), lane_);
+      Fragment f =
+          load_fragment<Fragment>(upper ? memory_.score(of_queries) : memory_.score_transposed(of_keys), lane_);
 #pragma unroll
       for (unsigned& word : f.x) word &= mask;
       return f;
@@ -257,7 +257,7 @@ class FinishColumns {
   }
 
   const Memory& memory_;
-  const int chunk_, lane_, g_, t_;
+  const int lane_, g_, t_;
   SliceGradients sums_;
   float to_queries_[4], to_keys_[4];  // decays from the tokens, beyond pairs, up to the level
   float of_halves_[kLevels][4];       // for the decays of the other half of the lane's block of each level

@@ -20,15 +20,13 @@ __device__ __forceinline__ void prepare_backward(const BackwardMemory<kSize>& me
                                                   memory.matrix(chunk, Memory::kRkT),
                                                   nullptr,
                                                   nullptr};
-  matrices.clear();
-
   Sums scores[kLevels] = {};
   float diagonal[4] = {};
-  Raw raw = tokens.load(chunk, 0);
+  Raw raw = tokens.load(chunk, first, 0);
 #pragma unroll 2
   for (int block = 0; block < kSize / 16; ++block) {
     const Raw current = raw;
-    if (block + 1 < kSize / 16) raw = tokens.load(chunk, block + 1);
+    if (block + 1 < kSize / 16) raw = tokens.load(chunk, first, block + 1);
     __syncwarp();  // what is prepared goes where this has come from
     Slice x = columns.unpacked(current, first);
     columns.scale(current, x, scores, diagonal);
@@ -38,12 +36,14 @@ __device__ __forceinline__ void prepare_backward(const BackwardMemory<kSize>& me
     columns.store_rows(memory.rows(chunk, Memory::kK), x.k, block);
     columns.store_decay(memory.decay(chunk), x, block);
   }
+  __syncwarp();
+  matrices.clear();
   matrices.store_scores(scores);
   matrices.store_diagonal(diagonal);
   __syncwarp();
 
   // A right operand's words 1 and 2 are a left one's 2 and 1.
-  const auto transpose = [&](int from, int to) {
+  const auto transpose = [&](auto from, auto to) {
     const RightFragment f = load_fragment<RightFragment>(memory.matrix(chunk, from), lane);
     store_fragment(memory.matrix(chunk, to), lane, as_right(transposed({{f.x[0], f.x[2], f.x[1], f.x[3]}})));
   };

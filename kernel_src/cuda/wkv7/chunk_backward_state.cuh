@@ -72,7 +72,8 @@ class BackwardRows : public ValueRows<T, kSize> {
     for (int block = 0; block < kBlocks; ++block) s[block] = rounded<Operand>(s_[block]);
   }
 
-  __device__ __forceinline__ RightFragment matrix(const Memory& memory, int chunk, int which) const {
+  template <class Matrix>
+  __device__ __forceinline__ RightFragment matrix(const Memory& memory, int chunk, Matrix which) const {
     return load_fragment<RightFragment>(memory.matrix(chunk, which), lane_);
   }
 

@@ -30,15 +30,11 @@ class BackwardTokens {
 
   // --- Copies to be waited for. Tokens past the end are zeros.
 
-  // r, w, k, a and b of the chunk whose first token is `first`.
+  // r, w, k, a and b of the chunk whose first token is `first`. A w in fp32 is not copied.
   __device__ __forceinline__ void fetch_columns(int chunk, int first) const {
     for (const auto which : {HeadVectors::kR, HeadVectors::kK, HeadVectors::kA, HeadVectors::kB})
-      copy(memory_.raw(chunk, which), which, first);
-    if (!wide_decay_) return copy(memory_.raw(chunk, HeadVectors::kW), HeadVectors::kW, first);
-    for_each_piece<WideCopies>([&](int token, int piece) {
-      copy_piece(memory_.wide_decay(chunk).data + WideTile<kSize>::offset(slot_of(token), piece), HeadVectors::kW,
-                 first + token, piece);
-    });
+      copy(tile(chunk, which), which, first);
+    if (!wide_decay_) copy(tile(chunk, HeadVectors::kW), HeadVectors::kW, first);
   }
 
   // Values, and gradients of y; absent ones are zeros.
@@ -50,7 +46,7 @@ class BackwardTokens {
   // Each thread makes operands of the values that it has copied itself.
   __device__ __forceinline__ void convert_values(int chunk) const {
     if constexpr (!std::is_same_v<T, Operand>) {
-      for_each_piece<Copies>([&](int token, int piece) {
+      for_each_piece([&](int token, int piece) {
         for (const int which : {Memory::kV, Memory::kDy}) {
           uint4& x =
               *reinterpret_cast<uint4*>(memory_.rows(chunk, which).data + Tile<kSize>::offset(slot_of(token), piece));
@@ -62,9 +58,9 @@ class BackwardTokens {
 
   // --- Columns 16 block … 16 block + 15 of a chunk
 
-  __device__ __forceinline__ Raw load(int chunk, int block) const {
+  __device__ __forceinline__ Raw load(int chunk, int first, int block) const {
     const auto load_operands = [&](HeadVectors::Which which) {
-      Fragment f = memory_.raw(chunk, which).load(block, lane_);
+      Fragment f = tile(chunk, which).load(block, lane_);
 #pragma unroll
       for (unsigned& x : f.x) x = as_operands<T>(x);
       return f;
@@ -72,14 +68,15 @@ class BackwardTokens {
     Raw x = {load_operands(HeadVectors::kR), load_operands(HeadVectors::kK), load_operands(HeadVectors::kA),
              load_operands(HeadVectors::kB)};
     if (wide_decay_) {
-      const WideTile<kSize> tile = memory_.wide_decay(chunk);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float2 pair = tile.load(lane_ / 4 + i % 2 * 8, 2 * block + i / 2, lane_ % 4);
+        const int token = first + lane_ / 4 * 2 + i % 2, column = 16 * block + i / 2 * 8 + lane_ % 4 * 2;
+        const char* const from = memory_.vectors().rows[HeadVectors::kW].at(token) + column * 4;
+        const float2 pair = token < length_ ? *reinterpret_cast<const float2*>(from) : float2{};
         x.w[i % 2][i / 2 * 2] = pair.x, x.w[i % 2][i / 2 * 2 + 1] = pair.y;
       }
     } else {
-      unpack<T>(memory_.raw(chunk, HeadVectors::kW).load(block, lane_), x.w);
+      unpack<T>(tile(chunk, HeadVectors::kW).load(block, lane_), x.w);
     }
     return x;
   }
@@ -88,36 +85,46 @@ class BackwardTokens {
   // a lane has pairs of columns, and writes 16 bytes.
   __device__ __forceinline__ void write(int chunk, int block, HeadVectors::Which which, const float (&x)[2][4], T* to,
                                         int64_t stride, int tokens) const {
-    const Tile<kSize> tile = memory_.raw(chunk, which);
+    const Tile<kSize> staged = tile(chunk, which);
     Fragment f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) f.x[i] = Pair<T>::pack(x[i % 2][i / 2 * 2], x[i % 2][i / 2 * 2 + 1]);
-    tile.store(block, lane_, f);
+    staged.store(block, lane_, f);
     __syncwarp();
     const int slot = lane_ % kTokens, piece = 2 * block + lane_ / kTokens;
     const int token = slot % 8 * 2 + slot / 8;
     if (token < tokens)
       *reinterpret_cast<uint4*>(to + token * stride + piece * 8) =
-          *reinterpret_cast<const uint4*>(tile.data + Tile<kSize>::offset(slot, piece));
+          *reinterpret_cast<const uint4*>(staged.data + Tile<kSize>::offset(slot, piece));
   }
 
  private:
   using Copies = TileCopies<kSize / 8>;
-  using WideCopies = TileCopies<kSize / 4>;
+  static_assert(Copies::kCount % kWarps == 0);
+
+  // Where columns are copied to.
+  __device__ __forceinline__ Tile<kSize> tile(int chunk, HeadVectors::Which which) const {
+    switch (which) {
+      case HeadVectors::kR: return memory_.rows(chunk, Memory::kR);
+      case HeadVectors::kK: return memory_.rows(chunk, Memory::kK);
+      case HeadVectors::kA: return memory_.rows(chunk, Memory::kA);
+      case HeadVectors::kB: return memory_.rows(chunk, Memory::kB);
+      default: return memory_.decays(chunk);
+    }
+  }
 
   // f(token, piece) for this thread's share.
-  template <class AnyCopies, class F>
+  template <class F>
   __device__ __forceinline__ void for_each_piece(const F& f) const {
 #pragma unroll
-    for (int i = 0; i < (AnyCopies::kCount + kWarps - 1) / kWarps; ++i) {
+    for (int i = 0; i < Copies::kCount / kWarps; ++i) {
       const int copy = i * kWarps + warp_;
-      if (AnyCopies::kCount % kWarps == 0 || copy < AnyCopies::kCount)
-        f(AnyCopies::token(copy, lane_), AnyCopies::piece(lane_));
+      f(Copies::token(copy, lane_), Copies::piece(lane_));
     }
   }
 
   __device__ __forceinline__ void copy(const Tile<kSize>& to, HeadVectors::Which which, int first) const {
-    for_each_piece<Copies>([&](int token, int piece) {
+    for_each_piece([&](int token, int piece) {
       copy_piece(to.data + Tile<kSize>::offset(slot_of(token), piece), which, first + token, piece);
     });
   }
