@@ -39,57 +39,69 @@ struct HeadVectors {
   }
 };
 
+// Shared memory of a chunk: its columns, as they came and then prepared; gradients of y, values and U; its matrices.
+// kAll: not only what G needs on its way back.
+template <int kSize, bool kAll_>
+struct PreparedChunk {
+  static constexpr bool kAll = kAll_;
+  enum Rows { kA, kR, kB, kDy, kRowsOfG, kK = kRowsOfG, kV, kU, kAllRows };
+  // Right operands; t: transposed. kInverseT is A_ab at first, kRbT and kRkT are A_rb and A_rk. The last two are for the
+  // way forward.
+  enum Matrix { kInverseT, kRbT, kRkT, kAkT, kMatricesOfG, kInverse = kMatricesOfG, kAk, kAllMatrices };
+
+  char* data;
+
+  __device__ Tile<kSize> rows(int which) const { return {data + which * kTile}; }
+  __device__ uint4* matrix(int which) const { return reinterpret_cast<uint4*>(data + kMatrix + which * kFragment); }
+  // w, of 16 bits, as it came: before there are matrices, and once they have been used.
+  __device__ Tile<kSize> decays() const {
+    static_assert(kTile <= kMatricesOfG * kFragment);
+    return {data + kMatrix};
+  }
+  __device__ float* decay() const { return reinterpret_cast<float*>(data + kDecay); }
+
+ private:
+  static constexpr int kTile = Tile<kSize>::kBytes;
+  static constexpr int kFragment = kWarp * static_cast<int>(sizeof(uint4));
+  static constexpr int kMatrix = (kAll ? kAllRows : kRowsOfG) * kTile;
+  static constexpr int kDecay = kMatrix + (kAll ? kAllMatrices : kMatricesOfG) * kFragment;
+
+ public:
+  static constexpr int kBytes = kDecay + kSize * static_cast<int>(sizeof(float));
+};
+
 // Shared memory of a block.
 template <int kSize>
 struct BackwardMemory {
-  // Of a chunk: its columns, as they came and then prepared; its values and gradients of y; U; the state before it.
-  enum Rows { kA, kR, kB, kK, kV, kDy, kU, kRows };
-  // Right operands, for the way back; t: transposed. kInverseT is A_ab at first, kRbT and kRkT are A_rb and A_rk.
-  enum Matrix { kInverseT, kAkT, kRbT, kRkT, kMatrices };
-  // Those for the way forward. Where they were on the way back: P and its transposed, of one chunk, as left operands.
-  enum ForwardMatrix { kInverse, kAk, kForwardMatrices };
+  using Chunk = PreparedChunk<kSize, true>;
   enum Score { kScoreAb, kScoreAk, kScoreRb, kScoreRk, kScores };
 
   char* data;
 
-  __device__ Tile<kSize> rows(int chunk, int which) const { return {data + (chunk * kRows + which) * kTile}; }
-  // 16 rows of a state and of G, and dW.
+  __device__ Chunk chunk(int i) const { return {data + i * Chunk::kBytes}; }
+  // 16 rows of the state before a chunk, and of G, and dW.
   __device__ Tile<kSize> state(int chunk, int block) const {
     return {data + kState + (chunk * kBlocks + block) * kTile};
   }
   __device__ Tile<kSize> gradient(int block) const { return {data + kGradient + block * kTile}; }
   __device__ Tile<kSize> dw() const { return {data + kDw}; }
-  __device__ uint4* matrix(int chunk, Matrix which) const { return fragment(chunk * kMatrices + which); }
-  __device__ uint4* matrix(int chunk, ForwardMatrix which) const {
-    return fragment(kChunks * kMatrices + which * kChunks + chunk);
-  }
-  // w, of 16 bits, as it came: before there are matrices, and once they have been used.
-  __device__ Tile<kSize> decays(int chunk) const {
-    static_assert(kTile <= kMatrices * kFragment);
-    return {reinterpret_cast<char*>(matrix(chunk, kInverseT))};
-  }
-  __device__ float* decay(int chunk) const { return reinterpret_cast<float*>(data + kDecay) + chunk * kSize; }
-  __device__ uint4* score(int which) const { return fragment(kChunks * kMatrices + which); }
-  __device__ uint4* score_transposed(int which) const { return score(kScores + which); }
+  // P and its transposed, of one chunk, as left operands: where matrices were for the way forward.
+  __device__ uint4* score(int which) const { return chunk(which).matrix(Chunk::kInverse); }
+  __device__ uint4* score_transposed(int which) const { return chunk(which).matrix(Chunk::kAk); }
   __device__ float* diagonal(int which) const {
     return reinterpret_cast<float*>(data + kDiagonal) + (which - kScoreRb) * kTokens;
   }
   __device__ HeadVectors& vectors() const { return *reinterpret_cast<HeadVectors*>(data + kVectors); }
 
  private:
-  static_assert(2 * kScores <= kForwardMatrices * kChunks);
+  static_assert(kScores <= kChunks);
   static constexpr int kBlocks = kSize / 16;
   static constexpr int kTile = Tile<kSize>::kBytes;
-  static constexpr int kFragment = kWarp * static_cast<int>(sizeof(uint4));
-  static constexpr int kState = kChunks * kRows * kTile;
+  static constexpr int kState = kChunks * Chunk::kBytes;
   static constexpr int kGradient = kState + kChunks * kBlocks * kTile;
   static constexpr int kDw = kGradient + kBlocks * kTile;
-  static constexpr int kMatrix = kDw + kTile;
-  static constexpr int kDecay = kMatrix + kChunks * (kMatrices + kForwardMatrices) * kFragment;
-  static constexpr int kDiagonal = kDecay + kChunks * kSize * static_cast<int>(sizeof(float));
+  static constexpr int kDiagonal = kDw + kTile;
   static constexpr int kVectors = kDiagonal + 2 * kTokens * static_cast<int>(sizeof(float));
-
-  __device__ uint4* fragment(int i) const { return reinterpret_cast<uint4*>(data + kMatrix) + i * kWarp; }
 
  public:
   static constexpr int kBytes = kVectors + static_cast<int>(sizeof(HeadVectors));

@@ -16,10 +16,11 @@ namespace flash_rwkv::cuda::wkv7_chunk {
 template <int kSize>
 __device__ __forceinline__ void score_gradients(const BackwardMemory<kSize>& memory, int chunk, int which) {
   using Memory = BackwardMemory<kSize>;
+  using Chunk = typename Memory::Chunk;
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const bool of_r = which >= Memory::kScoreRb;
-  const Tile<kSize> left = of_r ? memory.rows(chunk, Memory::kDy) : memory.dw();
-  const Tile<kSize> right = memory.rows(chunk, which % 2 == 0 ? Memory::kU : Memory::kV);
+  const Tile<kSize> left = of_r ? memory.chunk(chunk).rows(Chunk::kDy) : memory.dw();
+  const Tile<kSize> right = memory.chunk(chunk).rows(which % 2 == 0 ? Chunk::kU : Chunk::kV);
   Sums p = zero_sums();
 #pragma unroll
   for (int block = 0; block < kSize / 16; ++block)
@@ -43,6 +44,7 @@ struct StateGradients {
 template <int kSize>
 __device__ __forceinline__ StateGradients state_gradients(const BackwardMemory<kSize>& memory, int chunk, int block) {
   using Memory = BackwardMemory<kSize>;
+  using Chunk = typename Memory::Chunk;
   const int lane = threadIdx.x % kWarp;
   StateGradients out = {};
   Sums products = zero_sums();  // S' G, keys by keys
@@ -50,10 +52,10 @@ __device__ __forceinline__ StateGradients state_gradients(const BackwardMemory<k
   for (int values = 0; values < kSize / 16; ++values) {
     const RightFragment s = memory.state(chunk, values).load_transposed_right(block, lane);
     multiply_add<Operand>(out.a, memory.dw().load(values, lane), s);
-    multiply_add<Operand>(out.r, memory.rows(chunk, Memory::kDy).load(values, lane), s);
+    multiply_add<Operand>(out.r, memory.chunk(chunk).rows(Chunk::kDy).load(values, lane), s);
     const RightFragment g = memory.gradient(values).load_transposed_right(block, lane);
-    multiply_add<Operand>(out.b, memory.rows(chunk, Memory::kU).load(values, lane), g);
-    multiply_add<Operand>(out.k, memory.rows(chunk, Memory::kV).load(values, lane), g);
+    multiply_add<Operand>(out.b, memory.chunk(chunk).rows(Chunk::kU).load(values, lane), g);
+    multiply_add<Operand>(out.k, memory.chunk(chunk).rows(Chunk::kV).load(values, lane), g);
     multiply_add<Operand>(products, {{s.x[0], s.x[2], s.x[1], s.x[3]}}, g);
   }
   // Columns 2t and 2t + 1 of the diagonal are with lanes (2t, t) and (2t + 1, t).
@@ -282,9 +284,9 @@ __device__ __forceinline__ void multiply_by_log_derivatives(Decay form, const fl
 }
 
 // Writes the gradients of a chunk's columns 16 block … 16 block + 15; first: its first token.
-template <class T, class Tokens>
+template <class T, class Tokens, class Chunk>
 __device__ __forceinline__ void write_gradients(const Wkv7Gradients& g, const Tokens& tokens, int64_t offset,
-                                                const SliceGradients& x, int chunk, int block, int left) {
+                                                const SliceGradients& x, const Chunk& chunk, int block, int left) {
   const int64_t stride = g.dr.stride[1];
   const auto write = [&](HeadVectors::Which which, const View& to, const float (&of)[2][4]) {
     tokens.write(chunk, block, which, of, static_cast<T*>(to.data) + offset, stride, left);

@@ -7,34 +7,36 @@
 
 namespace flash_rwkv::cuda::wkv7_chunk {
 
-// tokens: where this warp's chunk, whose first token is `first`, has been copied to.
-template <class Tokens, int kSize>
-__device__ __forceinline__ void prepare_backward(const BackwardMemory<kSize>& memory, const Tokens& tokens,
-                                                 const Columns<Operand>& columns, int chunk, int first) {
-  using Memory = BackwardMemory<kSize>;
+// tokens: that have copied this warp's chunk, whose first token is `first`, to where it is prepared.
+template <class Chunk, class Tokens>
+__device__ __forceinline__ void prepare_backward(const Chunk& chunk, const Tokens& tokens, Decay decay, int first,
+                                                 int length) {
+  constexpr int kBlocks = Tokens::kBlocks;
   const int lane = threadIdx.x % kWarp;
-  uint4* const ab = memory.matrix(chunk, Memory::kInverseT);
-  const TokenMatrices<Operand, false> matrices = {ab,
-                                                  memory.matrix(chunk, Memory::kAk),
-                                                  memory.matrix(chunk, Memory::kRbT),
-                                                  memory.matrix(chunk, Memory::kRkT),
-                                                  nullptr,
-                                                  nullptr};
+  const Columns<Operand, Chunk::kAll> columns(decay, length);
+  using Matrices = TokenMatrices<Operand, false, Chunk::kAll>;
+  const Matrices matrices = {chunk.matrix(Chunk::kInverseT),
+                             chunk.matrix(Chunk::kAk),
+                             chunk.matrix(Chunk::kRbT),
+                             chunk.matrix(Chunk::kRkT),
+                             nullptr,
+                             nullptr};
+
   Sums scores[kLevels] = {};
   float diagonal[4] = {};
   Raw raw = tokens.load(chunk, first, 0);
 #pragma unroll 2
-  for (int block = 0; block < kSize / 16; ++block) {
+  for (int block = 0; block < kBlocks; ++block) {
     const Raw current = raw;
-    if (block + 1 < kSize / 16) raw = tokens.load(chunk, first, block + 1);
+    if (block + 1 < kBlocks) raw = tokens.load(chunk, first, block + 1);
     __syncwarp();  // what is prepared goes where this has come from
     Slice x = columns.unpacked(current, first);
     columns.scale(current, x, scores, diagonal);
-    columns.store_rows(memory.rows(chunk, Memory::kA), x.a, block);
-    columns.store_rows(memory.rows(chunk, Memory::kR), x.r, block);
-    columns.store_rows(memory.rows(chunk, Memory::kB), x.b, block);
-    columns.store_rows(memory.rows(chunk, Memory::kK), x.k, block);
-    columns.store_decay(memory.decay(chunk), x, block);
+    columns.store_rows(chunk.rows(Chunk::kA), x.a, block);
+    columns.store_rows(chunk.rows(Chunk::kR), x.r, block);
+    columns.store_rows(chunk.rows(Chunk::kB), x.b, block);
+    if constexpr (Chunk::kAll) columns.store_rows(chunk.rows(Chunk::kK), x.k, block);
+    columns.store_decay(chunk.decay(), x, block);
   }
   __syncwarp();
   matrices.clear();
@@ -43,17 +45,19 @@ __device__ __forceinline__ void prepare_backward(const BackwardMemory<kSize>& me
   __syncwarp();
 
   // A right operand's words 1 and 2 are a left one's 2 and 1.
-  const auto transpose = [&](auto from, auto to) {
-    const RightFragment f = load_fragment<RightFragment>(memory.matrix(chunk, from), lane);
-    store_fragment(memory.matrix(chunk, to), lane, as_right(transposed({{f.x[0], f.x[2], f.x[1], f.x[3]}})));
+  const auto transpose = [&](int from, int to) {
+    const RightFragment f = load_fragment<RightFragment>(chunk.matrix(from), lane);
+    store_fragment(chunk.matrix(to), lane, as_right(transposed({{f.x[0], f.x[2], f.x[1], f.x[3]}})));
   };
-  transpose(Memory::kAk, Memory::kAkT);
-  transpose(Memory::kRbT, Memory::kRbT);
-  transpose(Memory::kRkT, Memory::kRkT);
+  transpose(Chunk::kRbT, Chunk::kRbT);
+  if constexpr (Chunk::kAll) {
+    transpose(Chunk::kAk, Chunk::kAkT);
+    transpose(Chunk::kRkT, Chunk::kRkT);
+  }
   const Fragment inverse = matrices.inverse();
   __syncwarp();
-  store_fragment(memory.matrix(chunk, Memory::kInverse), lane, as_right(inverse));
-  store_fragment(memory.matrix(chunk, Memory::kInverseT), lane, as_right(transposed(inverse)));
+  if constexpr (Chunk::kAll) store_fragment(chunk.matrix(Chunk::kInverse), lane, as_right(inverse));
+  store_fragment(chunk.matrix(Chunk::kInverseT), lane, as_right(transposed(inverse)));
 }
 
 }  // namespace flash_rwkv::cuda::wkv7_chunk

@@ -5,73 +5,84 @@
 
 namespace flash_rwkv::cuda::wkv7_chunk {
 
-// kWarps: of the block, which share the copies.
+// kWarps: that share the copies, all of a block or one.
 template <class T, int kSize, int kWarps>
 class BackwardTokens {
  public:
-  using Memory = BackwardMemory<kSize>;
+  static constexpr int kBlocks = kSize / 16;  // of columns
 
-  __device__ __forceinline__ BackwardTokens(const Memory& memory, bool wide_decay, int length)
-      : memory_(memory),
-        warp_(threadIdx.x / kWarp),
+  __device__ __forceinline__ BackwardTokens(const HeadVectors& vectors, bool wide_decay, int length)
+      : vectors_(vectors),
+        warp_(threadIdx.x / kWarp % kWarps),
         lane_(threadIdx.x % kWarp),
         wide_decay_(wide_decay),
         length_(length) {}
 
   // Has the vectors of 16 tokens brought to the L2 cache.
   __device__ __forceinline__ void prefetch(int first) const {
-    constexpr int kLineBytes = 128, kLines = 2 * kSize / kLineBytes;
-    for (int i = threadIdx.x; i < HeadVectors::kVectors * kTokens * kLines; i += kWarps * kWarp) {
-      const TokenRows rows = memory_.vectors().rows[i / (kTokens * kLines)];
+    constexpr int kLine = 64, kLines = kSize / kLine;  // elements of 16 bits
+    for (int i = warp_ * kWarp + lane_; i < HeadVectors::kVectors * kTokens * kLines; i += kWarps * kWarp) {
+      const TokenRows rows = vectors_.rows[i / (kTokens * kLines)];
       const int token = first + i / kLines % kTokens;
-      if (rows.data != nullptr && token < length_) ptx::prefetch_global_l2(rows.at(token) + i % kLines * kLineBytes);
+      if (rows.data != nullptr && token >= 0 && token < length_)
+        ptx::prefetch_global_l2(rows.at(token) + i % kLines * (2 * kLine));
     }
   }
 
   // --- Copies to be waited for. Tokens past the end are zeros.
 
   // r, w, k, a and b of the chunk whose first token is `first`. A w in fp32 is not copied.
-  __device__ __forceinline__ void fetch_columns(int chunk, int first) const {
-    for (const auto which : {HeadVectors::kR, HeadVectors::kK, HeadVectors::kA, HeadVectors::kB})
-      copy(tile(chunk, which), which, first);
+  template <class Chunk>
+  __device__ __forceinline__ void fetch_columns(const Chunk& chunk, int first) const {
+    copy(tile(chunk, HeadVectors::kR), HeadVectors::kR, first);
+    if constexpr (Chunk::kAll) copy(tile(chunk, HeadVectors::kK), HeadVectors::kK, first);
+    copy(tile(chunk, HeadVectors::kA), HeadVectors::kA, first);
+    copy(tile(chunk, HeadVectors::kB), HeadVectors::kB, first);
     if (!wide_decay_) copy(tile(chunk, HeadVectors::kW), HeadVectors::kW, first);
   }
 
   // Values, and gradients of y; absent ones are zeros.
-  __device__ __forceinline__ void fetch_values(int chunk, int first) const {
-    copy(memory_.rows(chunk, Memory::kV), HeadVectors::kV, first);
-    copy(memory_.rows(chunk, Memory::kDy), HeadVectors::kDy, first);
+  template <class Chunk>
+  __device__ __forceinline__ void fetch_values(const Chunk& chunk, int first) const {
+    copy(chunk.rows(Chunk::kDy), HeadVectors::kDy, first);
+    if constexpr (Chunk::kAll) copy(chunk.rows(Chunk::kV), HeadVectors::kV, first);
   }
 
   // Each thread makes operands of the values that it has copied itself.
-  __device__ __forceinline__ void convert_values(int chunk) const {
+  template <class Chunk>
+  __device__ __forceinline__ void convert_values(const Chunk& chunk) const {
     if constexpr (!std::is_same_v<T, Operand>) {
       for_each_piece([&](int token, int piece) {
-        for (const int which : {Memory::kV, Memory::kDy}) {
-          uint4& x =
-              *reinterpret_cast<uint4*>(memory_.rows(chunk, which).data + Tile<kSize>::offset(slot_of(token), piece));
+        const auto convert = [&](int which) {
+          uint4& x = *reinterpret_cast<uint4*>(chunk.rows(which).data + Tile<kSize>::offset(slot_of(token), piece));
           x = make_uint4(as_operands<T>(x.x), as_operands<T>(x.y), as_operands<T>(x.z), as_operands<T>(x.w));
-        }
+        };
+        convert(Chunk::kDy);
+        if constexpr (Chunk::kAll) convert(Chunk::kV);
       });
     }
   }
 
   // --- Columns 16 block … 16 block + 15 of a chunk
 
-  __device__ __forceinline__ Raw load(int chunk, int first, int block) const {
+  template <class Chunk>
+  __device__ __forceinline__ Raw load(const Chunk& chunk, int first, int block) const {
     const auto load_operands = [&](HeadVectors::Which which) {
       Fragment f = tile(chunk, which).load(block, lane_);
 #pragma unroll
       for (unsigned& x : f.x) x = as_operands<T>(x);
       return f;
     };
-    Raw x = {load_operands(HeadVectors::kR), load_operands(HeadVectors::kK), load_operands(HeadVectors::kA),
-             load_operands(HeadVectors::kB)};
+    Raw x = {};
+    x.r = load_operands(HeadVectors::kR);
+    if constexpr (Chunk::kAll) x.k = load_operands(HeadVectors::kK);
+    x.a = load_operands(HeadVectors::kA);
+    x.b = load_operands(HeadVectors::kB);
     if (wide_decay_) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int token = first + lane_ / 4 * 2 + i % 2, column = 16 * block + i / 2 * 8 + lane_ % 4 * 2;
-        const char* const from = memory_.vectors().rows[HeadVectors::kW].at(token) + column * 4;
+        const char* const from = vectors_.rows[HeadVectors::kW].at(token) + column * 4;
         const float2 pair = token < length_ ? *reinterpret_cast<const float2*>(from) : float2{};
         x.w[i % 2][i / 2 * 2] = pair.x, x.w[i % 2][i / 2 * 2 + 1] = pair.y;
       }
@@ -83,8 +94,9 @@ class BackwardTokens {
 
   // Writes gradients of these columns to `to`, that of the chunk's first token, by way of where the columns have been:
   // a lane has pairs of columns, and writes 16 bytes.
-  __device__ __forceinline__ void write(int chunk, int block, HeadVectors::Which which, const float (&x)[2][4], T* to,
-                                        int64_t stride, int tokens) const {
+  template <class Chunk>
+  __device__ __forceinline__ void write(const Chunk& chunk, int block, HeadVectors::Which which, const float (&x)[2][4],
+                                        T* to, int64_t stride, int tokens) const {
     const Tile<kSize> staged = tile(chunk, which);
     Fragment f;
 #pragma unroll
@@ -103,13 +115,14 @@ class BackwardTokens {
   static_assert(Copies::kCount % kWarps == 0);
 
   // Where columns are copied to.
-  __device__ __forceinline__ Tile<kSize> tile(int chunk, HeadVectors::Which which) const {
+  template <class Chunk>
+  __device__ __forceinline__ static Tile<kSize> tile(const Chunk& chunk, HeadVectors::Which which) {
     switch (which) {
-      case HeadVectors::kR: return memory_.rows(chunk, Memory::kR);
-      case HeadVectors::kK: return memory_.rows(chunk, Memory::kK);
-      case HeadVectors::kA: return memory_.rows(chunk, Memory::kA);
-      case HeadVectors::kB: return memory_.rows(chunk, Memory::kB);
-      default: return memory_.decays(chunk);
+      case HeadVectors::kR: return chunk.rows(Chunk::kR);
+      case HeadVectors::kK: return chunk.rows(Chunk::kK);
+      case HeadVectors::kA: return chunk.rows(Chunk::kA);
+      case HeadVectors::kB: return chunk.rows(Chunk::kB);
+      default: return chunk.decays();
     }
   }
 
@@ -130,12 +143,12 @@ class BackwardTokens {
   }
 
   __device__ __forceinline__ void copy_piece(char* to, HeadVectors::Which which, int token, int piece) const {
-    const TokenRows rows = memory_.vectors().rows[which];
+    const TokenRows rows = vectors_.rows[which];
     ptx::cp_async_cg_shared_global<16>(to, rows.at(token) + piece * 16,
                                        token < length_ && rows.data != nullptr ? 16 : 0);
   }
 
-  const Memory memory_;
+  const HeadVectors& vectors_;
   const int warp_, lane_;
   const bool wide_decay_;
   const int length_;
