@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
 
       const Raw raw = tokens.load(memory.chunk(chunk), token, warp);
       FinishColumns<kSize> finish(memory);
-      SliceGradients out = finish.run(columns.unpacked(raw, token), through_state);
+      SliceGradients out = finish.run(raw, columns.unpacked(raw, token), through_state);
       multiply_by_log_derivatives(p.decay, raw.w, out.log_decay);
       write_gradients<T>(g, tokens, memory.vectors().gradients + token * g.dr.stride[1], out, memory.chunk(chunk), warp,
                          length - token);
