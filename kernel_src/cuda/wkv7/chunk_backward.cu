@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   if (threadIdx.x == 0) memory.vectors().set(p, g, batch, begin, head);
   __syncthreads();
   const BackwardTokens<T, kSize, kChunks> tokens(memory.vectors(), p.w.dtype == DType::kFloat32, length);
-  const Columns<Operand> columns(p.decay, length);
+  const Columns<Operand, true, T> columns(p.decay, length);
 
   // States before, and G behind, each checkpoint's tokens.
   const int64_t first_matrix = (p.sequences.first_checkpoint(sequence) * p.num_heads + head) * kSize * kSize;
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
       __syncthreads();
 
       const Raw raw = tokens.load(memory.chunk(chunk), token, warp);
-      FinishColumns<kSize> finish(memory);
+      FinishColumns<T, kSize> finish(memory);
       SliceGradients out = finish.run(raw, columns.unpacked(raw, token), through_state);
       multiply_by_log_derivatives(p.decay, raw.w, out.log_decay);
       write_gradients<T>(g, tokens, memory.vectors().gradients + token * g.dr.stride[1], out, memory.chunk(chunk), warp,

@@ -107,13 +107,6 @@ struct BackwardMemory {
   static constexpr int kBytes = kVectors + static_cast<int>(sizeof(HeadVectors));
 };
 
-// Two elements of T as two operands, and back.
-template <class T>
-__device__ __forceinline__ unsigned as_operands(unsigned word) {
-  if constexpr (std::is_same_v<T, Operand>) return word;
-  else return Pair<Operand>::pack(Pair<T>::first(word), Pair<T>::second(word));
-}
-
 template <int kSize>
 __device__ __forceinline__ RightFragment load_right(const Tile<kSize>& tile, int block, int lane) {
   return as_right(tile.load(block, lane));

@@ -73,7 +73,8 @@ struct SliceGradients {
   float log_decay[2][4];
 };
 
-template <int kSize>
+// T: of the columns as they came.
+template <class T, int kSize>
 class FinishColumns {
  public:
   using Memory = BackwardMemory<kSize>;
@@ -139,16 +140,17 @@ class FinishColumns {
     const auto word = [&](const uint4* matrix, int i) {
       return reinterpret_cast<const unsigned*>(matrix + lane_)[i] & pairs;
     };
+    const auto came = [](const Fragment& f, int i) { return as_operands<Operand, T>(f.x[i]); };
     const auto of_odd = [&](int which) { return word(memory_.score(which), 1); };
     const auto of_even = [&](int which) { return word(memory_.score_transposed(which), 2); };
     multiply_add<Operand>(
         queries,
         {{of_odd(Memory::kScoreRb), of_odd(Memory::kScoreAb), of_odd(Memory::kScoreRk), of_odd(Memory::kScoreAk)}},
-        as_right(transposed({{words.b.x[0], words.k.x[0], words.b.x[2], words.k.x[2]}})));
+        as_right(transposed({{came(words.b, 0), came(words.k, 0), came(words.b, 2), came(words.k, 2)}})));
     multiply_add<Operand>(
         keys,
         {{of_even(Memory::kScoreAb), of_even(Memory::kScoreAk), of_even(Memory::kScoreRb), of_even(Memory::kScoreRk)}},
-        as_right(transposed({{words.a.x[1], Pair<Operand>::pack(odd_r[0], odd_r[1]), words.a.x[3],
+        as_right(transposed({{came(words.a, 1), Pair<Operand>::pack(odd_r[0], odd_r[1]), came(words.a, 3),
                               Pair<Operand>::pack(odd_r[2], odd_r[3])}})));
 
     // --- Back to the columns as they came, and the diagonals

@@ -13,7 +13,7 @@ __device__ __forceinline__ void prepare_backward(const Chunk& chunk, const Token
                                                  int length) {
   constexpr int kBlocks = Tokens::kBlocks;
   const int lane = threadIdx.x % kWarp;
-  const Columns<Operand, Chunk::kAll> columns(decay, length);
+  const Columns<Operand, Chunk::kAll, typename Tokens::Type> columns(decay, length);
   using Matrices = TokenMatrices<Operand, false, Chunk::kAll>;
   const Matrices matrices = {chunk.matrix(Chunk::kInverseT),
                              chunk.matrix(Chunk::kAk),

@@ -9,6 +9,7 @@ namespace flash_rwkv::cuda::wkv7_chunk {
 template <class T, int kSize, int kWarps>
 class BackwardTokens {
  public:
+  using Type = T;
   static constexpr int kBlocks = kSize / 16;  // of columns
 
   __device__ __forceinline__ BackwardTokens(const HeadVectors& vectors, bool wide_decay, int length)
@@ -55,7 +56,8 @@ class BackwardTokens {
       for_each_piece([&](int token, int piece) {
         const auto convert = [&](int which) {
           uint4& x = *reinterpret_cast<uint4*>(chunk.rows(which).data + Tile<kSize>::offset(slot_of(token), piece));
-          x = make_uint4(as_operands<T>(x.x), as_operands<T>(x.y), as_operands<T>(x.z), as_operands<T>(x.w));
+          x = make_uint4(as_operands<Operand, T>(x.x), as_operands<Operand, T>(x.y), as_operands<Operand, T>(x.z),
+                         as_operands<Operand, T>(x.w));
         };
         convert(Chunk::kDy);
         if constexpr (Chunk::kAll) convert(Chunk::kV);
@@ -67,17 +69,12 @@ class BackwardTokens {
 
   template <class Chunk>
   __device__ __forceinline__ Raw load(const Chunk& chunk, int first, int block) const {
-    const auto load_operands = [&](HeadVectors::Which which) {
-      Fragment f = tile(chunk, which).load(block, lane_);
-#pragma unroll
-      for (unsigned& x : f.x) x = as_operands<T>(x);
-      return f;
-    };
+    const auto load_columns = [&](HeadVectors::Which which) { return tile(chunk, which).load(block, lane_); };
     Raw x = {};
-    x.r = load_operands(HeadVectors::kR);
-    if constexpr (Chunk::kAll) x.k = load_operands(HeadVectors::kK);
-    x.a = load_operands(HeadVectors::kA);
-    x.b = load_operands(HeadVectors::kB);
+    x.r = load_columns(HeadVectors::kR);
+    if constexpr (Chunk::kAll) x.k = load_columns(HeadVectors::kK);
+    x.a = load_columns(HeadVectors::kA);
+    x.b = load_columns(HeadVectors::kB);
     if (wide_decay_) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -87,7 +84,7 @@ class BackwardTokens {
         x.w[i % 2][i / 2 * 2] = pair.x, x.w[i % 2][i / 2 * 2 + 1] = pair.y;
       }
     } else {
-      unpack<T>(tile(chunk, HeadVectors::kW).load(block, lane_), x.w);
+      unpack<T>(load_columns(HeadVectors::kW), x.w);
     }
     return x;
   }

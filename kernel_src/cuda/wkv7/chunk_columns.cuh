@@ -16,8 +16,16 @@ struct Slice {
   float log2_decay[2][4];
 };
 
-// T: of the operands. kAll: not without k, whose columns and scores there are none of then.
-template <class T, bool kAll = true>
+// Two elements of In as two operands of T.
+template <class T, class In>
+__device__ __forceinline__ unsigned as_operands(unsigned word) {
+  if constexpr (std::is_same_v<T, In>) return word;
+  else return Pair<T>::pack(Pair<In>::first(word), Pair<In>::second(word));
+}
+
+// T: of the operands; In: of the columns as they came. kAll: not without k, whose columns and scores there are none of
+// then.
+template <class T, bool kAll = true, class In = T>
 class Columns {
  public:
   __device__ __forceinline__ Columns(Decay decay, int length)
@@ -26,10 +34,10 @@ class Columns {
   // first: token of the chunk.
   __device__ __forceinline__ Slice unpacked(const Raw& raw, int first) const {
     Slice x;
-    unpack<T>(raw.r, x.r);
-    unpack<T>(raw.k, x.k);
-    unpack<T>(raw.a, x.a);
-    unpack<T>(raw.b, x.b);
+    unpack<In>(raw.r, x.r);
+    unpack<In>(raw.k, x.k);
+    unpack<In>(raw.a, x.a);
+    unpack<In>(raw.b, x.b);
 #pragma unroll
     for (int i = 0; i < 8; ++i) x.log2_decay[i / 4][i % 4] = raw.w[i / 4][i % 4];
     log2_decays(decay_, x.log2_decay);
@@ -55,9 +63,10 @@ class Columns {
         x.r[token][c] *= decay[token][c];
       }
     // Nothing lies between a_t and b_{t-1} or k_{t-1}, nor behind r_t but its own decay.
+    const auto word = [](const Fragment& f, int i) { return as_operands<T, In>(f.x[i]); };
     const Fragment queries = {
-        {raw.a.x[1], Pair<T>::pack(x.r[1][0], x.r[1][1]), raw.a.x[3], Pair<T>::pack(x.r[1][2], x.r[1][3])}};
-    const RightFragment keys = {{raw.b.x[0], raw.b.x[2], raw.k.x[0], raw.k.x[2]}};
+        {word(raw.a, 1), Pair<T>::pack(x.r[1][0], x.r[1][1]), word(raw.a, 3), Pair<T>::pack(x.r[1][2], x.r[1][3])}};
+    const RightFragment keys = {{word(raw.b, 0), word(raw.b, 2), word(raw.k, 0), word(raw.k, 2)}};
     add_scores(scores[0], queries, keys);
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
