@@ -44,10 +44,13 @@ struct HeadVectors {
 template <int kSize, bool kAll_>
 struct PreparedChunk {
   static constexpr bool kAll = kAll_;
-  enum Rows { kA, kR, kB, kDy, kRowsOfG, kK = kRowsOfG, kV, kU, kAllRows };
+  // No enumerators have the same number: nvcc 13.0 leaves `= other` out of what a template has for the host's compiler.
+  enum Rows { kA, kR, kB, kDy, kK, kV, kU, kAllRows };
+  static constexpr int kRowsOfG = kK;
   // Right operands; t: transposed. kInverseT is A_ab at first, kRbT and kRkT are A_rb and A_rk. The last two are for the
   // way forward.
-  enum Matrix { kInverseT, kRbT, kRkT, kAkT, kMatricesOfG, kInverse = kMatricesOfG, kAk, kAllMatrices };
+  enum Matrix { kInverseT, kRbT, kRkT, kAkT, kInverse, kAk, kAllMatrices };
+  static constexpr int kMatricesOfG = kInverse;
 
   char* data;
 
