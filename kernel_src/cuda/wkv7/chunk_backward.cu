@@ -1,12 +1,14 @@
 // Backward pass of WKV7 on tensor cores. A block of four warps has a head of a sequence, and goes back through its
 // checkpoints. All that a checkpoint's tokens need of those behind them is G; where heads are few, one kernel goes
-// through the tokens for that alone, and another has a block for each checkpoint.
+// through the tokens for that alone, and here a block has a checkpoint.
 #include "cuda/heads/device.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
+#include "cuda/wkv7/chunk_backward_carry.cuh"
 #include "cuda/wkv7/chunk_backward_finish.cuh"
 #include "cuda/wkv7/chunk_backward_prepare.cuh"
 #include "cuda/wkv7/chunk_backward_state.cuh"
+#include "cuda/wkv7/chunk_backward_tokens.cuh"
 
 namespace flash_rwkv::cuda {
 namespace {
@@ -16,9 +18,8 @@ using namespace wkv7_chunk;
 constexpr int kBackwardThreads = kChunks * kWarp;
 constexpr int kBlockTokens = kChunks * kTokens;
 
-enum class Part { kAll, kStateGradients, kRest };
-
-template <class T, int kSize, Part kPart>
+// kCarried: G has been carried to every checkpoint, and a block has one of them.
+template <class T, int kSize, bool kCarried>
 __global__ void __launch_bounds__(kBackwardThreads, 2)
     wkv7_chunk_backward_kernel(const __grid_constant__ Wkv7Params p, const __grid_constant__ Wkv7Gradients g,
                                int most_checkpoints) {
@@ -29,7 +30,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   const BackwardMemory<kSize> memory = {reinterpret_cast<char*>(dynamic_shared)};
 
   // --- Which checkpoints, from `last` back to `stop`, of which head of which sequence
-  const int64_t unit = kPart == Part::kRest ? blockIdx.x / most_checkpoints : blockIdx.x;
+  const int64_t unit = kCarried ? blockIdx.x / most_checkpoints : blockIdx.x;
   const int64_t head = unit % p.num_heads;
   const int64_t sequence = unit / p.num_heads;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -38,17 +39,16 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   const int64_t begin = p.sequences.begin(sequence);
   const int length = static_cast<int>(p.sequences.length(sequence));
   int last = (length + kBlockTokens - 1) / kBlockTokens - 1, stop = 0;
-  if constexpr (kPart == Part::kRest) {
+  if constexpr (kCarried) {
     stop = static_cast<int>(blockIdx.x % most_checkpoints);
     if (stop > last) return;
     last = stop;
   }
 
-  if (threadIdx.x == 0) memory.offsets().set(p, g, batch, begin, head);
+  if (threadIdx.x == 0) memory.vectors().set(p, g, batch, begin, head);
   __syncthreads();
-  const ChunkSource<T> source(p, memory.offsets(), length);
-  const BackwardValues<T, kSize> values(p, g, memory.offsets(), length);
-  const Columns<Operand> columns(p.decay, length);
+  const BackwardTokens<T, kSize, kChunks> tokens(memory.vectors(), p.w.dtype == DType::kFloat32, length);
+  const Columns<Operand, true, T> columns(p.decay, length);
 
   // States before, and G behind, each checkpoint's tokens.
   const int64_t first_matrix = (p.sequences.first_checkpoint(sequence) * p.num_heads + head) * kSize * kSize;
@@ -59,86 +59,122 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
     return static_cast<float*>(view.data) + sequence * view.stride[0] + head * view.stride[1];
   };
   BackwardRows<T, kSize> gradient(16 * warp);
-  if (kPart == Part::kRest) gradient.load(gradients + last * next_matrix, kSize);
+  if (kCarried) gradient.load(gradients + last * next_matrix, kSize);
   else if (g.grad_final_state.data != nullptr)
     gradient.load(matrix_of(g.grad_final_state), g.grad_final_state.stride[2]);
   else gradient.clear();
+
+  const auto fetch = [&](int checkpoint, int chunk) {
+    const int token = checkpoint * kBlockTokens + chunk * kTokens;
+    tokens.fetch_columns(memory.chunk(chunk), token);
+    tokens.fetch_values(memory.chunk(chunk), token);
+  };
+  if (last >= stop)
+    for (int chunk = 0; chunk < kChunks; ++chunk) fetch(last, chunk);
 
   for (int checkpoint = last; checkpoint >= stop; --checkpoint) {
     const int first = checkpoint * kBlockTokens;
     const int left = (length - first + kTokens - 1) / kTokens;
     const int chunks = left < kChunks ? left : kChunks;
-    if (kPart == Part::kStateGradients) gradient.store(gradients + checkpoint * next_matrix, kSize);
+    const bool more = checkpoint > stop;
+    BackwardRows<T, kSize> state(16 * warp);
+    state.load(states + checkpoint * next_matrix, kSize);
+    ptx::cp_async_wait_all();
+    for (int chunk = 0; chunk < kChunks; ++chunk) tokens.convert_values(memory.chunk(chunk));
+    __syncthreads();
 
-    // --- What will be wanted next: two lines of 128 bytes of every row of the state, and the tokens before these
-    if (kPart != Part::kStateGradients)
-      ptx::prefetch_global_l2(states + checkpoint * next_matrix + (16 * warp + lane / 2) * kSize + lane % 2 * 32);
-    if (checkpoint > stop) source.template prefetch<kSize>(g.grad_y, first - kBlockTokens + warp * kTokens);
+    // --- What will be wanted next and is not copied early: two lines of 128 bytes of every row of the state, and tokens
+    if (more) {
+      ptx::prefetch_global_l2(states + (checkpoint - 1) * next_matrix + (16 * warp + lane / 2) * kSize + lane % 2 * 32);
+      tokens.prefetch(first - kBlockTokens);
+    }
 
     // --- Of all chunks what does not depend on the state
-    if (warp < chunks) {
-      values.fetch(memory, warp, first + warp * kTokens);
-      prepare_backward<T, kSize>(memory, source, columns, warp, first + warp * kTokens);
-      values.wait(memory, warp);
-    }
+    if (warp < chunks) prepare_backward(memory.chunk(warp), tokens, p.decay, first + warp * kTokens, length);
+    __syncthreads();
 
-    if constexpr (kPart == Part::kStateGradients) {
-      __syncthreads();
+    // --- Forward through them
 #pragma unroll 1
-      for (int chunk = chunks - 1; chunk >= 0; --chunk) gradient.backward(memory, chunk);
-    } else {
-      // --- Forward through them
-      BackwardRows<T, kSize> state(16 * warp);
-      state.load(states + checkpoint * next_matrix, kSize);
-      __syncthreads();
-#pragma unroll 1
-      for (int chunk = 0; chunk < chunks; ++chunk) state.forward(memory, chunk, chunk + 1 < chunks);
+    for (int chunk = 0; chunk < chunks; ++chunk) state.forward(memory, chunk, chunk + 1 < chunks);
 
-      // --- Back
+    // --- Back
 #pragma unroll 1
-      for (int chunk = chunks - 1; chunk >= 0; --chunk) {
-        const int token = first + chunk * kTokens;
-        const Raw raw = source.load(source.rows(token), warp);
-        const int64_t row = g.dv.stride[1];
-        T* const dv = static_cast<T*>(g.dv.data) + memory.offsets().gradients + token * row;
-        gradient.backward(memory, chunk, dv, row, length - token);
-        __syncthreads();
-        score_gradients(memory, chunk, warp);
-        const StateGradients through_state = state_gradients(memory, chunk, warp);
-        __syncthreads();
-        FinishColumns<kSize> finish(memory, chunk);
-        SliceGradients out = finish.run(columns.unpacked(raw, token), through_state);
-        multiply_by_log_derivatives(p.decay, raw.w, out.log_decay);
-        write_gradients<T>(g, memory.offsets().gradients, length, out, token, warp);
+    for (int chunk = chunks - 1; chunk >= 0; --chunk) {
+      const int token = first + chunk * kTokens;
+      const int64_t row = g.dv.stride[1];
+      T* const dv = static_cast<T*>(g.dv.data) + memory.vectors().gradients + token * row;
+      gradient.backward(memory, chunk, dv, row, length - token);
+      __syncthreads();
+
+      // What is prepared of the columns has been used: they are fetched once more.
+      tokens.fetch_columns(memory.chunk(chunk), token);
+      ptx::cp_async_commit_group();
+      if (more) {  // in place of the chunk behind, or of those that there are not
+        const int end = chunk + 1 == chunks ? kChunks : chunk + 2;
+        for (int free = chunk + 1; free < end; ++free) fetch(checkpoint - 1, free);
       }
+      ptx::cp_async_commit_group();
+      score_gradients(memory, chunk, warp);
+      const StateGradients through_state = state_gradients(memory, chunk, warp);
+      ptx::cp_async_wait_group<1>();
+      __syncthreads();
+
+      const Raw raw = tokens.load(memory.chunk(chunk), token, warp);
+      FinishColumns<T, kSize> finish(memory);
+      SliceGradients out = finish.run(raw, columns.unpacked(raw, token), through_state);
+      multiply_by_log_derivatives(p.decay, raw.w, out.log_decay);
+      write_gradients<T>(g, tokens, memory.vectors().gradients + token * g.dr.stride[1], out, memory.chunk(chunk), warp,
+                         length - token);
     }
     __syncthreads();
+    if (more) fetch(checkpoint - 1, 0);
   }
-  if (kPart != Part::kRest) gradient.store(matrix_of(g.dstate), g.dstate.stride[2]);
+  if (!kCarried) gradient.store(matrix_of(g.dstate), g.dstate.stride[2]);
 #endif
 }
 
 // --- Launch ----------------------------------------------------------------------------------------------------------
 
 // Whether heads are so few that going through their tokens twice takes less time.
-bool in_two_parts(const Wkv7Params& p) {
-  return 2 * p.sequences.count * p.num_heads <= device_attribute(cudaDevAttrMultiProcessorCount) &&
+bool carries_first(const Wkv7Params& p) {
+  return p.sequences.count * p.num_heads <= device_attribute(cudaDevAttrMultiProcessorCount) &&
          p.sequences.tokens > kBlockTokens;
 }
 
-template <class T, int kSize, Part kPart>
-cudaError_t launch_part(const Wkv7Params& p, const Wkv7Gradients& g, cudaStream_t stream) {
-  const int64_t most_checkpoints = (p.sequences.tokens + kBlockTokens - 1) / kBlockTokens;
-  const int64_t blocks = p.sequences.count * p.num_heads * (kPart == Part::kRest ? most_checkpoints : 1);
+template <class Kernel, class... Arguments>
+cudaError_t launch_with_memory(Kernel kernel, int64_t blocks, int threads, int bytes, cudaStream_t stream,
+                               const Arguments&... arguments) {
   if (blocks == 0) return cudaSuccess;
-  if (blocks > INT32_MAX || p.sequences.tokens > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
-  constexpr int kBytes = BackwardMemory<kSize>::kBytes;
-  const auto kernel = wkv7_chunk_backward_kernel<T, kSize, kPart>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
   if (error != cudaSuccess) return error;
-  return launch(kernel, blocks, kBackwardThreads, kBytes, stream, p, g, static_cast<int>(most_checkpoints));
+  return launch(kernel, blocks, threads, bytes, stream, arguments...);
+}
+
+template <class T, int kSize>
+cudaError_t launch_carry(const Wkv7Params& p, const Wkv7Gradients& g, cudaStream_t stream) {
+  const int64_t heads = p.sequences.count * p.num_heads;
+  const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount);
+  CarryPlan plan;
+  plan.splits = heads * 4 <= processors ? 4 : heads * 2 <= processors ? 2 : 1;
+  plan.state_warps = kSize / 16 / plan.splits;
+  plan.groups = (kCarryWarps - plan.state_warps) / kGroup;
+  if (plan.groups > kMostGroups) plan.groups = kMostGroups;
+  const int memory = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  while (plan.groups > 1 && CarryMemory<kSize>::bytes(plan.groups) > memory) --plan.groups;
+  return launch_with_memory(wkv7_chunk_carry_kernel<T, kSize>, heads * plan.splits,
+                            (plan.state_warps + plan.groups * kGroup) * kWarp, CarryMemory<kSize>::bytes(plan.groups),
+                            stream, p, g, plan);
+}
+
+template <class T, int kSize, bool kCarried>
+cudaError_t launch_rest(const Wkv7Params& p, const Wkv7Gradients& g, cudaStream_t stream) {
+  const int64_t most_checkpoints = (p.sequences.tokens + kBlockTokens - 1) / kBlockTokens;
+  return launch_with_memory(wkv7_chunk_backward_kernel<T, kSize, kCarried>,
+                            p.sequences.count * p.num_heads * (kCarried ? most_checkpoints : 1), kBackwardThreads,
+                            BackwardMemory<kSize>::kBytes, stream, p, g, static_cast<int>(most_checkpoints));
 }
 
 template <class T, int kSize>
@@ -147,9 +183,10 @@ cudaError_t launch_chunks_backward(const Wkv7Params& p, const Wkv7Gradients& g, 
   for (const View* view : {&g.dw, &g.dk, &g.dv, &g.da, &g.db})
     for (int i = 0; i < 3; ++i)
       if (view->stride[i] != g.dr.stride[i]) return cudaErrorInvalidValue;
-  if (!in_two_parts(p)) return launch_part<T, kSize, Part::kAll>(p, g, stream);
-  const cudaError_t error = launch_part<T, kSize, Part::kStateGradients>(p, g, stream);
-  return error != cudaSuccess ? error : launch_part<T, kSize, Part::kRest>(p, g, stream);
+  if (p.sequences.tokens > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
+  if (!carries_first(p)) return launch_rest<T, kSize, false>(p, g, stream);
+  const cudaError_t error = launch_carry<T, kSize>(p, g, stream);
+  return error != cudaSuccess ? error : launch_rest<T, kSize, true>(p, g, stream);
 }
 
 }  // namespace
@@ -159,7 +196,7 @@ bool has_wkv7_chunk_gradients() {
 }
 
 int64_t wkv7_chunk_backward_scratch_bytes(const Wkv7Params& p) {
-  if (!in_two_parts(p)) return 0;
+  if (!carries_first(p)) return 0;
   const Sequences& s = p.sequences;
   const int64_t checkpoints =
       s.cu_seqlens ? s.tokens / kBlockTokens + s.count : s.count * ((s.tokens + kBlockTokens - 1) / kBlockTokens);

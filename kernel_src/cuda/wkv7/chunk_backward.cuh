@@ -14,6 +14,7 @@
 // Operands are bfloat16 whatever the inputs are: gradients have its range.
 #pragma once
 
+#include "cuda/heads/stage.cuh"
 #include "cuda/wkv7/chunk_columns.cuh"
 
 namespace flash_rwkv::cuda::wkv7_chunk {
@@ -22,167 +23,96 @@ using Operand = __nv_bfloat16;
 
 constexpr int kChunks = static_cast<int>(kCheckpointTokens) / kTokens;
 
-// Where the vectors of a head of a sequence begin, in bytes from their tensors: in shared memory, since all of them
-// would fill the registers.
-struct HeadOffsets {
-  int64_t r, w, k, v, a, b, dy;
+// The vectors of a head of a sequence, and where its gradients begin: in shared memory, since all of this would fill the
+// registers.
+struct HeadVectors {
+  enum Which { kR, kK, kA, kB, kW, kV, kDy, kVectors };
+
+  TokenRows rows[kVectors];
   int64_t gradients;  // in elements; one for all tensors
 
   __device__ void set(const Wkv7Params& p, const Wkv7Gradients& g, int64_t batch, int64_t begin, int64_t head) {
-    const auto bytes = [&](const View& x) {
-      return (batch * x.stride[0] + begin * x.stride[1] + head * x.stride[2]) * bytes_of(x.dtype);
-    };
-    r = bytes(p.r), w = bytes(p.w), k = bytes(p.k), v = bytes(p.v), a = bytes(p.a), b = bytes(p.b);
-    dy = bytes(g.grad_y);
-    gradients = bytes(g.dr) / bytes_of(g.dr.dtype);
+    const View* const views[kVectors] = {&p.r, &p.k, &p.a, &p.b, &p.w, &p.v, &g.grad_y};
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) rows[i] = token_rows(*views[i], batch, begin, head);
+    gradients = batch * g.dr.stride[0] + begin * g.dr.stride[1] + head * g.dr.stride[2];
   }
+};
+
+// Shared memory of a chunk: its columns, as they came and then prepared; gradients of y, values and U; its matrices.
+// kAll: not only what G needs on its way back.
+template <int kSize, bool kAll_>
+struct PreparedChunk {
+  static constexpr bool kAll = kAll_;
+  // No enumerators have the same number: nvcc 13.0 leaves `= other` out of what a template has for the host's compiler.
+  enum Rows { kA, kR, kB, kDy, kK, kV, kU, kAllRows };
+  static constexpr int kRowsOfG = kK;
+  // Right operands; t: transposed. kInverseT is A_ab at first, kRbT and kRkT are A_rb and A_rk. The last two are for the
+  // way forward.
+  enum Matrix { kInverseT, kRbT, kRkT, kAkT, kInverse, kAk, kAllMatrices };
+  static constexpr int kMatricesOfG = kInverse;
+
+  char* data;
+
+  __device__ Tile<kSize> rows(int which) const { return {data + which * kTile}; }
+  __device__ uint4* matrix(int which) const { return reinterpret_cast<uint4*>(data + kMatrix + which * kFragment); }
+  // w, of 16 bits, as it came: before there are matrices, and once they have been used.
+  __device__ Tile<kSize> decays() const {
+    static_assert(kTile <= kMatricesOfG * kFragment);
+    return {data + kMatrix};
+  }
+  __device__ float* decay() const { return reinterpret_cast<float*>(data + kDecay); }
+
+ private:
+  static constexpr int kTile = Tile<kSize>::kBytes;
+  static constexpr int kFragment = kWarp * static_cast<int>(sizeof(uint4));
+  static constexpr int kMatrix = (kAll ? kAllRows : kRowsOfG) * kTile;
+  static constexpr int kDecay = kMatrix + (kAll ? kAllMatrices : kMatricesOfG) * kFragment;
+
+ public:
+  static constexpr int kBytes = kDecay + kSize * static_cast<int>(sizeof(float));
 };
 
 // Shared memory of a block.
 template <int kSize>
 struct BackwardMemory {
-  // Of a chunk: its columns, prepared; its values and gradients of y; U; the state before it.
-  enum Rows { kA, kR, kB, kK, kV, kDy, kU, kRows };
-  // Right operands; t: transposed. kInverseT is A_ab at first, kRbT and kRkT are A_rb and A_rk.
-  enum Matrix { kInverse, kInverseT, kAk, kAkT, kRbT, kRkT, kMatrices };
-  // Where matrices and A~ were: left operands, P and its transposed.
+  using Chunk = PreparedChunk<kSize, true>;
   enum Score { kScoreAb, kScoreAk, kScoreRb, kScoreRk, kScores };
 
   char* data;
 
-  __device__ Tile<kSize> rows(int chunk, int which) const { return {data + (chunk * kRows + which) * kTile}; }
-  // 16 rows of a state and of G, and dW.
+  __device__ Chunk chunk(int i) const { return {data + i * Chunk::kBytes}; }
+  // 16 rows of the state before a chunk, and of G, and dW.
   __device__ Tile<kSize> state(int chunk, int block) const {
     return {data + kState + (chunk * kBlocks + block) * kTile};
   }
   __device__ Tile<kSize> gradient(int block) const { return {data + kGradient + block * kTile}; }
   __device__ Tile<kSize> dw() const { return {data + kDw}; }
-  __device__ uint4* matrix(int chunk, int which) const {
-    return reinterpret_cast<uint4*>(data + kMatrix) + (chunk * kMatrices + which) * kWarp;
+  // P and its transposed, of one chunk, as left operands: where matrices were for the way forward.
+  __device__ uint4* score(int which) const { return chunk(which).matrix(Chunk::kInverse); }
+  __device__ uint4* score_transposed(int which) const { return chunk(which).matrix(Chunk::kAk); }
+  __device__ float* diagonal(int which) const {
+    return reinterpret_cast<float*>(data + kDiagonal) + (which - kScoreRb) * kTokens;
   }
-  __device__ HeadOffsets& offsets() const { return *reinterpret_cast<HeadOffsets*>(data + kOffsets); }
-  __device__ float* decay(int chunk) const { return reinterpret_cast<float*>(data + kDecay) + chunk * kSize; }
-
-  // Once the chunk's matrices and columns have been used.
-  __device__ uint4* score(int chunk, int which) const { return matrix(chunk, which); }
-  __device__ uint4* score_transposed(int chunk, int which) const {
-    static_assert(kScores * kWarp * sizeof(uint4) <= kTile);
-    return reinterpret_cast<uint4*>(rows(chunk, kA).data) + which * kWarp;
-  }
-  __device__ float* diagonal(int chunk, int which) const {
-    return reinterpret_cast<float*>(matrix(chunk, kScores)) + (which - kScoreRb) * kTokens;
-  }
+  __device__ HeadVectors& vectors() const { return *reinterpret_cast<HeadVectors*>(data + kVectors); }
 
  private:
+  static_assert(kScores <= kChunks);
   static constexpr int kBlocks = kSize / 16;
   static constexpr int kTile = Tile<kSize>::kBytes;
-  static constexpr int kState = kChunks * kRows * kTile;
+  static constexpr int kState = kChunks * Chunk::kBytes;
   static constexpr int kGradient = kState + kChunks * kBlocks * kTile;
   static constexpr int kDw = kGradient + kBlocks * kTile;
-  static constexpr int kMatrix = kDw + kTile;
-  static constexpr int kDecay = kMatrix + kChunks * kMatrices * kWarp * static_cast<int>(sizeof(uint4));
-  static constexpr int kOffsets = kDecay + kChunks * kSize * static_cast<int>(sizeof(float));
+  static constexpr int kDiagonal = kDw + kTile;
+  static constexpr int kVectors = kDiagonal + 2 * kTokens * static_cast<int>(sizeof(float));
 
  public:
-  static constexpr int kBytes = kOffsets + static_cast<int>(sizeof(HeadOffsets));
+  static constexpr int kBytes = kVectors + static_cast<int>(sizeof(HeadVectors));
 };
-
-// Two elements of T as two operands, and back.
-template <class T>
-__device__ __forceinline__ unsigned as_operands(unsigned word) {
-  if constexpr (std::is_same_v<T, Operand>) return word;
-  else return Pair<Operand>::pack(Pair<T>::first(word), Pair<T>::second(word));
-}
 
 template <int kSize>
 __device__ __forceinline__ RightFragment load_right(const Tile<kSize>& tile, int block, int lane) {
   return as_right(tile.load(block, lane));
 }
-
-// The columns of a chunk in global memory, for a lane that has tokens 2g and 2g + 1 of them.
-template <class T>
-class ChunkSource {
- public:
-  __device__ __forceinline__ ChunkSource(const Wkv7Params& p, const HeadOffsets& offsets, int length)
-      : p_(p), offsets_(offsets), length_(length) {}
-
-  // Has the chunk's vectors of kSize columns brought to the L2 cache.
-  template <int kSize>
-  __device__ __forceinline__ void prefetch(const View& dy, int first) const {
-    const int lane = threadIdx.x % kWarp;
-    const int token = first + lane % kTokens;
-    if (token >= length_) return;
-    const auto ask = [&](const View& view, int64_t offset) {
-      const int size = view.dtype == DType::kFloat32 ? 4 : 2;
-      ptx::prefetch_global_l2(static_cast<const char*>(view.data) + offset +
-                              (token * view.stride[1] + lane / kTokens * (kSize / 2)) * size);
-    };
-    ask(p_.r, offsets_.r);
-    ask(p_.w, offsets_.w);
-    ask(p_.k, offsets_.k);
-    ask(p_.v, offsets_.v);
-    ask(p_.a, offsets_.a);
-    ask(p_.b, offsets_.b);
-    if (dy.data != nullptr) ask(dy, offsets_.dy);
-  }
-
-  // Where this lane's first columns of its first token are.
-  struct Rows {
-    const char *r, *w, *k, *a, *b;
-    bool there[2];  // the tokens
-  };
-
-  // first: token of the chunk.
-  __device__ __forceinline__ Rows rows(int first) const {
-    const int lane = threadIdx.x % kWarp;
-    const int token = first + lane / 4 * 2;
-    const auto at = [&](const View& view, int64_t offset) {
-      const int size = view.dtype == DType::kFloat32 ? 4 : 2;
-      return static_cast<const char*>(view.data) + offset + (token * view.stride[1] + lane % 4 * 2) * size;
-    };
-    return {at(p_.r, offsets_.r), at(p_.w, offsets_.w), at(p_.k, offsets_.k),
-            at(p_.a, offsets_.a), at(p_.b, offsets_.b), {token < length_, token + 1 < length_}};
-  }
-
-  // Columns 16 block … 16 block + 15.
-  __device__ __forceinline__ Raw load(const Rows& rows, int block) const {
-    // Words (pairs of elements) of both tokens, of one piece of eight columns and of the next.
-    const auto load_words = [&](const char* at, const View& view, unsigned (&x)[4]) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        x[i] = rows.there[i % 2]
-                   ? *reinterpret_cast<const unsigned*>(at + i % 2 * (2 * view.stride[1]) + 32 * block + i / 2 * 16)
-                   : 0;
-    };
-    const auto load_operands = [&](const char* at, const View& view, Fragment& f) {
-      load_words(at, view, f.x);
-#pragma unroll
-      for (unsigned& x : f.x) x = as_operands<T>(x);
-    };
-    Raw x;
-    load_operands(rows.r, p_.r, x.r);
-    load_operands(rows.k, p_.k, x.k);
-    load_operands(rows.a, p_.a, x.a);
-    load_operands(rows.b, p_.b, x.b);
-    if (p_.w.dtype == DType::kFloat32) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const char* const at = rows.w + i % 2 * (4 * p_.w.stride[1]) + 64 * block + i / 2 * 32;
-        const float2 pair = rows.there[i % 2] ? *reinterpret_cast<const float2*>(at) : float2{};
-        x.w[i % 2][i / 2 * 2] = pair.x, x.w[i % 2][i / 2 * 2 + 1] = pair.y;
-      }
-    } else {
-      Fragment w;
-      load_words(rows.w, p_.w, w.x);
-      unpack<T>(w, x.w);
-    }
-    return x;
-  }
-
- private:
-  const Wkv7Params& p_;
-  const HeadOffsets& offsets_;
-  const int length_;
-};
 
 }  // namespace flash_rwkv::cuda::wkv7_chunk

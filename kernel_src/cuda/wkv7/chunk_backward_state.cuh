@@ -11,55 +11,59 @@ template <class T, int kSize>
 class BackwardRows : public ValueRows<T, kSize> {
  public:
   using Memory = BackwardMemory<kSize>;
+  using Chunk = typename Memory::Chunk;
   using ValueRows<T, kSize>::ValueRows;
   using ValueRows<T, kSize>::kBlocks;
 
   // Leaves the state before the chunk, and U. Goes on to the next state where `advance`.
   __device__ __forceinline__ void forward(const Memory& memory, int chunk, bool advance) {
+    const Chunk prepared = memory.chunk(chunk);
     Fragment s[kBlocks];
     round(s);
     store_rows(memory.state(chunk, first_row_ / 16), s);
-    const Fragment v = memory.rows(chunk, Memory::kV).load_transposed(first_row_ / 16, lane_);
-    const Tile<kSize> a = memory.rows(chunk, Memory::kA);
+    const Fragment v = prepared.rows(Chunk::kV).load_transposed(first_row_ / 16, lane_);
+    const Tile<kSize> a = prepared.rows(Chunk::kA);
 
     Sums w = zero_sums(), u_sums = zero_sums();
-    multiply_add<Operand>(w, v, matrix(memory, chunk, Memory::kAk));
+    multiply_add<Operand>(w, v, matrix(prepared, Chunk::kAk));
     add_columns(w, s, a);
-    multiply_in_parts(u_sums, w, matrix(memory, chunk, Memory::kInverse));
+    multiply_in_parts(u_sums, w, matrix(prepared, Chunk::kInverse));
     const Fragment u = rounded<Operand>(u_sums);
-    store_transposed(memory.rows(chunk, Memory::kU), u);
+    store_transposed(prepared.rows(Chunk::kU), u);
 
     if (!advance) return;
-    update(memory, chunk, v, Memory::kK, u, Memory::kB);
+    update(prepared, v, Chunk::kK, u, Chunk::kB);
   }
 
   // The same with G: leaves it, and dW, and writes the gradients of values.
   __device__ __forceinline__ void backward(const Memory& memory, int chunk, T* dv, int64_t dv_stride, int tokens) {
+    const Chunk prepared = memory.chunk(chunk);
     Fragment gradient[kBlocks];
     round(gradient);
     store_rows(memory.gradient(first_row_ / 16), gradient);
-    const Fragment dy = memory.rows(chunk, Memory::kDy).load_transposed(first_row_ / 16, lane_);
-    const Fragment dw = gradient_of_w(memory, chunk, gradient, dy);
+    const Fragment dy = prepared.rows(Chunk::kDy).load_transposed(first_row_ / 16, lane_);
+    const Fragment dw = gradient_of_w(prepared, gradient, dy);
     store_transposed(memory.dw(), dw);
 
-    const Tile<kSize> k = memory.rows(chunk, Memory::kK);
+    const Tile<kSize> k = prepared.rows(Chunk::kK);
     Sums dv_sums = zero_sums();
-    multiply_add<Operand>(dv_sums, dy, matrix(memory, chunk, Memory::kRkT));
+    multiply_add<Operand>(dv_sums, dy, matrix(prepared, Chunk::kRkT));
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block)
       multiply_add<Operand>(dv_sums, gradient[block], load_right(k, block, lane_));
-    multiply_add<Operand>(dv_sums, dw, matrix(memory, chunk, Memory::kAkT));
+    multiply_add<Operand>(dv_sums, dw, matrix(prepared, Chunk::kAkT));
     this->write(dv_sums, dv, dv_stride, tokens);
 
-    update(memory, chunk, dy, Memory::kR, dw, Memory::kA);
+    update(prepared, dy, Chunk::kR, dw, Chunk::kA);
   }
 
   // The same, for G alone.
-  __device__ __forceinline__ void backward(const Memory& memory, int chunk) {
+  template <class AnyChunk>
+  __device__ __forceinline__ void backward(const AnyChunk& prepared) {
     Fragment gradient[kBlocks];
     round(gradient);
-    const Fragment dy = memory.rows(chunk, Memory::kDy).load_transposed(first_row_ / 16, lane_);
-    update(memory, chunk, dy, Memory::kR, gradient_of_w(memory, chunk, gradient, dy), Memory::kA);
+    const Fragment dy = prepared.rows(AnyChunk::kDy).load_transposed(first_row_ / 16, lane_);
+    update(prepared, dy, AnyChunk::kR, gradient_of_w(prepared, gradient, dy), AnyChunk::kA);
   }
 
  private:
@@ -72,8 +76,9 @@ class BackwardRows : public ValueRows<T, kSize> {
     for (int block = 0; block < kBlocks; ++block) s[block] = rounded<Operand>(s_[block]);
   }
 
-  __device__ __forceinline__ RightFragment matrix(const Memory& memory, int chunk, int which) const {
-    return load_fragment<RightFragment>(memory.matrix(chunk, which), lane_);
+  template <class AnyChunk>
+  __device__ __forceinline__ RightFragment matrix(const AnyChunk& prepared, int which) const {
+    return load_fragment<RightFragment>(prepared.matrix(which), lane_);
   }
 
   // sum += rows times the transposed of all columns. Two sums, because each product waits for the one before.
@@ -89,13 +94,14 @@ class BackwardRows : public ValueRows<T, kSize> {
     for (int i = 0; i < 8; ++i) sum.x[i / 4][i % 4] += other.x[i / 4][i % 4];
   }
 
-  __device__ __forceinline__ Fragment gradient_of_w(const Memory& memory, int chunk,
-                                                    const Fragment (&gradient)[kBlocks], const Fragment& dy) const {
-    const Tile<kSize> b = memory.rows(chunk, Memory::kB);
+  template <class AnyChunk>
+  __device__ __forceinline__ Fragment gradient_of_w(const AnyChunk& prepared, const Fragment (&gradient)[kBlocks],
+                                                    const Fragment& dy) const {
+    const Tile<kSize> b = prepared.rows(AnyChunk::kB);
     Sums du = zero_sums(), dw = zero_sums();
-    multiply_add<Operand>(du, dy, matrix(memory, chunk, Memory::kRbT));
+    multiply_add<Operand>(du, dy, matrix(prepared, AnyChunk::kRbT));
     add_columns(du, gradient, b);
-    multiply_in_parts(dw, du, matrix(memory, chunk, Memory::kInverseT));
+    multiply_in_parts(dw, du, matrix(prepared, AnyChunk::kInverseT));
     return rounded<Operand>(dw);
   }
 
@@ -107,13 +113,14 @@ class BackwardRows : public ValueRows<T, kSize> {
   }
 
   // Decay, then two products with columns.
-  __device__ __forceinline__ void update(const Memory& memory, int chunk, const Fragment& x, int columns_of_x,
+  template <class AnyChunk>
+  __device__ __forceinline__ void update(const AnyChunk& prepared, const Fragment& x, int columns_of_x,
                                          const Fragment& y, int columns_of_y) {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      this->scale(block, memory.decay(chunk));
-      multiply_add<Operand>(s_[block], x, memory.rows(chunk, columns_of_x).load_transposed_right(block, lane_));
-      multiply_add<Operand>(s_[block], y, memory.rows(chunk, columns_of_y).load_transposed_right(block, lane_));
+      this->scale(block, prepared.decay());
+      multiply_add<Operand>(s_[block], x, prepared.rows(columns_of_x).load_transposed_right(block, lane_));
+      multiply_add<Operand>(s_[block], y, prepared.rows(columns_of_y).load_transposed_right(block, lane_));
     }
   }
 

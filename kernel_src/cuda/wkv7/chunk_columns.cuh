@@ -16,8 +16,16 @@ struct Slice {
   float log2_decay[2][4];
 };
 
-// T: of the operands.
-template <class T>
+// Two elements of In as two operands of T.
+template <class T, class In>
+__device__ __forceinline__ unsigned as_operands(unsigned word) {
+  if constexpr (std::is_same_v<T, In>) return word;
+  else return Pair<T>::pack(Pair<In>::first(word), Pair<In>::second(word));
+}
+
+// T: of the operands; In: of the columns as they came. kAll: not without k, whose columns and scores there are none of
+// then.
+template <class T, bool kAll = true, class In = T>
 class Columns {
  public:
   __device__ __forceinline__ Columns(Decay decay, int length)
@@ -26,10 +34,10 @@ class Columns {
   // first: token of the chunk.
   __device__ __forceinline__ Slice unpacked(const Raw& raw, int first) const {
     Slice x;
-    unpack<T>(raw.r, x.r);
-    unpack<T>(raw.k, x.k);
-    unpack<T>(raw.a, x.a);
-    unpack<T>(raw.b, x.b);
+    unpack<In>(raw.r, x.r);
+    unpack<In>(raw.k, x.k);
+    unpack<In>(raw.a, x.a);
+    unpack<In>(raw.b, x.b);
 #pragma unroll
     for (int i = 0; i < 8; ++i) x.log2_decay[i / 4][i % 4] = raw.w[i / 4][i % 4];
     log2_decays(decay_, x.log2_decay);
@@ -50,21 +58,22 @@ class Columns {
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         diagonal[token] = fmaf(x.r[token][c], x.b[token][c], diagonal[token]);
-        diagonal[2 + token] = fmaf(x.r[token][c], x.k[token][c], diagonal[2 + token]);
+        if constexpr (kAll) diagonal[2 + token] = fmaf(x.r[token][c], x.k[token][c], diagonal[2 + token]);
         decay[token][c] = ptx::ex2_approx_ftz_f32(x.log2_decay[token][c]);
         x.r[token][c] *= decay[token][c];
       }
     // Nothing lies between a_t and b_{t-1} or k_{t-1}, nor behind r_t but its own decay.
+    const auto word = [](const Fragment& f, int i) { return as_operands<T, In>(f.x[i]); };
     const Fragment queries = {
-        {raw.a.x[1], Pair<T>::pack(x.r[1][0], x.r[1][1]), raw.a.x[3], Pair<T>::pack(x.r[1][2], x.r[1][3])}};
-    const RightFragment keys = {{raw.b.x[0], raw.b.x[2], raw.k.x[0], raw.k.x[2]}};
-    multiply_add<T>(scores[0], queries, keys);
+        {word(raw.a, 1), Pair<T>::pack(x.r[1][0], x.r[1][1]), word(raw.a, 3), Pair<T>::pack(x.r[1][2], x.r[1][3])}};
+    const RightFragment keys = {{word(raw.b, 0), word(raw.b, 2), word(raw.k, 0), word(raw.k, 2)}};
+    add_scores(scores[0], queries, keys);
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       x.a[1][c] *= decay[0][c];
       x.r[1][c] *= decay[0][c];
       x.b[0][c] *= decay[1][c];
-      x.k[0][c] *= decay[1][c];
+      if constexpr (kAll) x.k[0][c] *= decay[1][c];
       x.log2_decay[0][c] += x.log2_decay[1][c];
     }
     level<1>(x, scores[1]);
@@ -98,10 +107,16 @@ class Columns {
     return {left_of<T>(x.a[token], x.r[token]), right_of<T>(x.b[token], x.k[token])};
   }
 
+  // The right half of the sums is that of k.
+  __device__ __forceinline__ static void add_scores(Sums& scores, const Fragment& queries, const RightFragment& keys) {
+    if constexpr (kAll) multiply_add<T>(scores, queries, keys);
+    else mma<T>(scores.x[0], queries.x, keys.x[0], keys.x[1]);
+  }
+
   template <int kLevel>
   __device__ __forceinline__ void level(Slice& x, Sums& scores) const {
     const Operands both = exchanged<kLevel>(g_, operands(x, 0), operands(x, 1));
-    multiply_add<T>(scores, both.queries, both.keys);
+    add_scores(scores, both.queries, both.keys);
     float for_queries[4], for_keys[4];
     ascend<kLevel>(g_, x.log2_decay[0], for_queries, for_keys);
 #pragma unroll
@@ -111,7 +126,7 @@ class Columns {
         x.a[token][c] *= for_queries[c];
         x.r[token][c] *= for_queries[c];
         x.b[token][c] *= for_keys[c];
-        x.k[token][c] *= for_keys[c];
+        if constexpr (kAll) x.k[token][c] *= for_keys[c];
       }
   }
 

@@ -7,13 +7,14 @@
 namespace flash_rwkv::cuda::wkv7_chunk {
 
 // Right operands in shared memory. What no pair of tokens belongs to stays zero. Rest: what rounding has left over;
-// of both matrices or of none.
-template <class T, bool kParts>
+// of both matrices or of none. kAll: ak and rk too.
+template <class T, bool kParts, bool kAll = true>
 struct TokenMatrices {
   uint4 *ab, *ak, *rb, *rk, *rb_rest, *rk_rest;
 
   __device__ __forceinline__ void clear() const {
-    for (uint4* const matrix : {ab, ak, rb, rk}) matrix[lane()] = make_uint4(0, 0, 0, 0);
+    ab[lane()] = rb[lane()] = make_uint4(0, 0, 0, 0);
+    if constexpr (kAll) ak[lane()] = rk[lane()] = make_uint4(0, 0, 0, 0);
     if constexpr (kParts) rb_rest[lane()] = rk_rest[lane()] = make_uint4(0, 0, 0, 0);
     __syncwarp();
   }
@@ -34,6 +35,7 @@ struct TokenMatrices {
     Sum::reduce(x);
     const int which = Sum::owned();
     const int slot = g() + which % 2 * 8;
+    if (!kAll && which >= 2) return;
     store_in_parts<false>(which < 2 ? rb : rk, which < 2 ? rb_rest : rk_rest, element_of_right(slot, slot), x[0], 0.0f);
   }
 
@@ -101,9 +103,11 @@ struct TokenMatrices {
     if (!same_block(g(), key, level)) return;
     const int element = element_of_right(query_slot(g(), level), key_slot(key, level));
     store_elements<kPair>(ab, element, s.x[0][i], s.x[0][i + kPair]);
-    store_elements<kPair>(ak, element, s.x[1][i], s.x[1][i + kPair]);
     store_in_parts<kPair>(rb, rb_rest, element, s.x[0][2 + i], s.x[0][2 + i + kPair]);
-    store_in_parts<kPair>(rk, rk_rest, element, s.x[1][2 + i], s.x[1][2 + i + kPair]);
+    if constexpr (kAll) {
+      store_elements<kPair>(ak, element, s.x[1][i], s.x[1][i + kPair]);
+      store_in_parts<kPair>(rk, rk_rest, element, s.x[1][2 + i], s.x[1][2 + i + kPair]);
+    }
   }
 
   __device__ __forceinline__ static int lane() { return threadIdx.x % kWarp; }
