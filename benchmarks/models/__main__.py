@@ -89,7 +89,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, metavar="DIR", help="folder of other people's packages")
     parser.add_argument("--no-peers", dest="use_peers", action="store_false", help="ours alone")
     parser.add_argument(
-        "--peer-seconds", type=float, default=120, help="for a peer to get ready for one kind of work"
+        "--peer-seconds",
+        type=float,
+        help="for a peer to get ready for a kind of work  (default: 120, quick 15)",
     )
     parser.add_argument("--seconds", type=float, default=3600, help="begin no further model after so long")
     parser.add_argument("--commit", metavar="SHA", help="what the tree holds, where Git cannot tell")
@@ -101,6 +103,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"Torch {torch.__version__} sees no GPU here (`nvidia-smi` lists them)")
     if options.compile is None:
         options.compile = gpu
+    if options.peer_seconds is None:
+        options.peer_seconds = 15 if options.quick else 120
     usual = ("0.1B",) if options.quick or not (gpu or options.full) else tuple(PUBLISHED)
     versions = options.only or (("rwkv7",) if options.quick else VERSIONS)
     # The newest version and the middle size first: a run that is cut short has what is asked for most.

@@ -35,9 +35,9 @@ class Contestant:
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
-        """Of all tokens, `[B, T, vocabulary]`."""
+        """Of all tokens, `[B, T, vocabulary]`; with a cache, since that is how a prompt is read."""
         with self.around():
-            return self.model.eval()(ids, use_cache=False).logits
+            return self.model.eval()(ids, use_cache=True).logits
 
     @torch.no_grad()
     def prefill(self, ids: Tensor) -> tuple[Tensor, object]:

@@ -49,7 +49,7 @@ def contestants(
     found = [Contestant(NAME, build(size, weights, work.dtype, kernel), work.tokens)]
     if compiled:
         model = build(size, weights, work.dtype, kernel)
-        model.compile_mixing()
+        model.compile_mixing(dynamic=True, fullgraph=True)
         found.append(Contestant(COMPILED, model, work.tokens))
     return [*found, looping(size, weights, work.dtype, work.loop_tokens, kernel)]
 

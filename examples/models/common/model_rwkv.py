@@ -63,14 +63,14 @@ class RwkvPreTrainedModel(PreTrainedModel):
         """Have torch.compile fuse what lies between the matrices and the operator of each layer.
 
         All layers but the first share one graph, so this takes a fraction of the time of compiling the model.
-        It happens at the first call, and again for another number of tokens.
+        It happens at the first call of each kind: with gradients, without, and with a single token.
 
         Args:
-            options: of `torch.compile`.
+            options: of `torch.compile`; `dynamic=True` has a graph serve any number of tokens at once.
         """
         for module in self.modules():
             if isinstance(module, RwkvMix):
-                module.compile(**{"dynamic": False, "fullgraph": True, **options})
+                module.compile(**options)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
