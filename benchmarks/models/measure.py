@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import ModuleType
 
@@ -22,6 +23,7 @@ from benchmarks.models.shapes import Work
 from examples.models.layout import Sizes
 
 GRAPH = "decode_graph"
+ENTER = "enter"  # without which there is nothing else
 ROUNDS = range(3, 31)
 DECODE_CALLS = 10
 
@@ -58,11 +60,16 @@ class Row:
     def time(self, what: str, tokens: int, time: Time) -> None:
         self.found[what] = {"tokens": tokens, "seconds": time.json(), "tokens_s": tokens / time.median}
 
-    def fail(self, what: str, error: Exception) -> None:
-        self.found["failed"][what] = message(error)
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong in the block belongs into the table, and others go on."""
+        try:
+            yield
+        except Exception as error:
+            self.found["failed"][what] = message(error)
 
     def can(self, what: str) -> bool:
-        return what not in self.found["failed"]
+        return not {what, ENTER} & self.found["failed"].keys()
 
 
 def measure(setting: Setting, size: Sizes, name: str, work: Work) -> dict:
@@ -107,10 +114,12 @@ class Trial:
         loop = ours.looping(size, weights, torch.float32, work.loop_tokens, setting.kernel)
         self.exact = Exact.of(loop, self.ids[:, : work.checked_tokens])
         for each in ours.contestants(size, weights, work, setting.kernel, setting.compiled):
-            self._join(each)
-            if each.name != ours.LOOP or work.dtype != torch.float32:
+            row = self._join(each)
+            if each.name == ours.LOOP and work.dtype == torch.float32:
+                continue  # it is what the others are compared with
+            with row.attempt(ENTER):
                 errors = {"logits": self.exact.of_logits(each), "gradients": self.exact.of_gradients(each)}
-                self.rows[each.name].found["errors"] = errors
+                row.found["errors"] = errors
         if setting.peer_limit and setting.device.type == "cuda":
             for name, build in fla_models.contestants(size, weights, work).items():
                 self._enter_peer(name, build)
@@ -147,15 +156,13 @@ class Trial:
         self._say("decoding in a CUDA graph")
         for each in self._able(DECODE):
             row = self.rows[each.name]
-            try:
+            with row.attempt(GRAPH):
                 decoder = Decoder(each, self.exact.ids)
                 replay = decoder.captured()
                 row.time(GRAPH, 1, self.setting.watch.turns({"step": replay}, rounds=30)["step"])
                 if each.in_place:
                     logits = decoder.logits_of(self.exact.ids, replay)
                     row.found["errors"]["graph"] = relative_error(logits, self.exact.logits)
-            except Exception as error:  # whatever it is, it belongs into the table
-                row.fail(GRAPH, error)
 
     def train(self) -> None:
         self._say("training")
@@ -182,9 +189,9 @@ class Trial:
         if self.setting.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _join(self, contestant: Contestant) -> None:
-        self.rows.setdefault(contestant.name, Row(contestant.name))
+    def _join(self, contestant: Contestant) -> Row:
         self.contestants.append(contestant)
+        return self.rows.setdefault(contestant.name, Row(contestant.name))
 
     def _able(self, what: str) -> list[Contestant]:
         return [each for each in self.contestants if what in each.does and self.rows[each.name].can(what)]
@@ -193,10 +200,10 @@ class Trial:
         """A first call of each kind of work, in which it compiles and tunes itself."""
         self._say(f"preparing {name}")
         row = self.rows[name] = Row(name)
-        try:
+        with row.attempt(ENTER):
             peer = build()
-        except Exception as error:  # whatever it is, it belongs into the table
-            row.fail("all", error)
+            self._join(peer)
+        if not row.can(ENTER):
             return
         firsts: dict[str, Run] = {
             PREFILL: lambda: peer.prefill(self.ids),
@@ -204,26 +211,20 @@ class Trial:
             TRAINING: lambda: peer.train(self.ids),
         }
         for what in peer.does:
-            try:
-                with time_limit(self.setting.peer_limit):
-                    firsts[what]()
-                    self.setting.watch.wait()
-            except Exception as error:
-                row.fail(what, error)
+            with row.attempt(what), time_limit(self.setting.peer_limit):
+                firsts[what]()
+                self.setting.watch.wait()
         if PREFILL in peer.does and row.can(PREFILL):
             row.found["errors"]["logits"] = self.exact.of_logits(peer)
-        self._join(peer)
 
     def _enter_official(self, weights: dict[str, Tensor]) -> None:
         row = self.rows[official.NAME] = Row(official.NAME)
-        try:
-            self.pip = official.Official(self.size, weights, torch.get_num_threads())
-            self.pip.give(self.ids[0])
-            logits = self.pip.logits(self.exact.ids.shape[1])
-        except Exception as error:
-            row.fail("all", error)
-            return
-        row.found["errors"] = {"logits": relative_error(logits, self.exact.logits[0])}
+        with row.attempt(ENTER):
+            pip = official.Official(self.size, weights, torch.get_num_threads())
+            pip.give(self.ids[0])
+            logits = pip.logits(self.exact.ids.shape[1])
+            row.found["errors"] = {"logits": relative_error(logits, self.exact.logits[0])}
+            self.pip = pip
 
     def _turns(self, runs: dict[str, Run]) -> dict[str, Time]:
         """In turns, for about as many seconds as there are for it."""

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.models.contestant import DECODE, PREFILL, TRAINING
-from benchmarks.models.measure import GRAPH
+from benchmarks.models.measure import ENTER, GRAPH
 
 WORK = (PREFILL, DECODE, GRAPH, TRAINING)
 HEADINGS = (
@@ -55,6 +55,6 @@ def cells(one: dict) -> list[str]:
 
 def _speed(one: dict, what: str) -> str:
     if what not in one:
-        return "failed" if {what, "all"} & one["failed"].keys() else "–"
+        return "failed" if {what, ENTER} & one["failed"].keys() else "–"
     value = one[what]["tokens_s"]
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
