@@ -17,7 +17,7 @@ CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 .PHONY: gpu-wheels gpu-build gpu-test gpu-sanitize gpu-bench gpu-e2e-bench
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run build ## Build, publish to a Hub on this machine, load, train RWKV-7 and RWKV-6 (about two minutes)
 	$(BIN)/python -m examples.demo --out $(OUT) $(ARGS)

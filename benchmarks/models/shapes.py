@@ -59,4 +59,4 @@ def work(device: torch.device, name: str, quick: bool) -> Work:
         return Work(torch.bfloat16, 4096, 64, 64, 0.5 if quick else 1.5)
     if name == "trial":
         return Work(torch.float32, 48, 48, 40, 0.0)
-    return Work(torch.float32, 128, 128, 40, 1.0 if quick else 6.0)
+    return Work(torch.float32, 128, 128, 40, 1.0 if quick else 4.0)
