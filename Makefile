@@ -13,11 +13,11 @@ JOBS ?= auto
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test bench check format lock clean
-.PHONY: gpu-wheels gpu-build gpu-test gpu-sanitize gpu-bench
+.PHONY: help venv build demo test bench e2e-bench check format lock clean
+.PHONY: gpu-wheels gpu-build gpu-test gpu-sanitize gpu-bench gpu-e2e-bench
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run build ## Build, publish to a Hub on this machine, load, train RWKV-7 and RWKV-6 (about two minutes)
 	$(BIN)/python -m examples.demo --out $(OUT) $(ARGS)
@@ -27,6 +27,9 @@ test: $(VENV)/.dev build ## Run the tests
 
 bench: $(VENV)/.run build ## Time the CPU operators against a plain C++ loop; results go into the README
 	$(BIN)/python -m benchmarks.cpu $(ARGS); status=$$?; $(BIN)/python -m benchmarks.report && exit $$status
+
+e2e-bench: $(VENV)/.dev build ## Time whole models on the CPU beside others (five minutes); results go into the README
+	$(BIN)/python -m benchmarks.models $(ARGS); status=$$?; $(BIN)/python -m benchmarks.report && exit $$status
 
 check: $(VENV)/.dev build ## Lint, formatting, the ABI and the layout of what was built
 	$(BIN)/ruff check .
@@ -85,6 +88,9 @@ gpu-sanitize: gpu-build ## Look for bad memory accesses, races and unwritten mem
 gpu-bench: gpu-build $(GPU_PEERS)/.installed ## Time the operators on the GPU of this machine, beside other people's
 	$(ON_GPU) -m benchmarks.gpu --peers $(GPU_PEERS) $(ARGS)
 
+gpu-e2e-bench: gpu-build $(GPU_PEERS)/.installed ## Time whole models on the GPU of this machine, beside fla's
+	$(ON_GPU) -m benchmarks.models --device cuda --peers $(GPU_PEERS) $(ARGS)
+
 # Without their dependencies: what a GPU machine has is left as it is, above all its Torch.
 $(GPU_SITE)/.installed: $(wildcard $(WHEELS)/*.whl)
 $(GPU_PEERS)/.installed: $(wildcard $(WHEELS)/peers/*.whl)
@@ -101,6 +107,7 @@ gpu-wheels: $(BIN)/python ## Download what a GPU machine may lack into .whl (Pyt
 	rm -f $(WHEELS)/*.whl $(WHEELS)/peers/*.whl
 	$(BIN)/pip $(DOWNLOAD) -d $(WHEELS) -r requirements/gpu.txt
 	$(BIN)/pip $(DOWNLOAD) -d $(WHEELS)/peers -r requirements/gpu-peers.txt
+	$(if $(MODELS),$(BIN)/pip $(DOWNLOAD) -d $(WHEELS)/peers -r requirements/gpu-models.txt)
 	$(if $(TILELANG),$(BIN)/pip $(DOWNLOAD) -d $(WHEELS)/peers tilelang==0.1.15 apache-tvm-ffi==0.1.12 \
 		torch-c-dlpack-ext==0.1.5 z3-solver==4.15.4.0)
 	du -sh $(WHEELS)

@@ -12,8 +12,10 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+from benchmarks.cases import OPERATORS
 from benchmarks.gpu import report as gpu
 from benchmarks.machine import RESULTS, ROOT, disturbed
+from benchmarks.models import report as models
 
 BEGIN = "<!-- benchmarks: written by `python -m benchmarks.report`, do not edit -->"
 END = "<!-- end of benchmarks -->"
@@ -25,17 +27,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the README's sections and their pictures, or with --check only compare the sections."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report",
-        description="Write the results of `python -m benchmarks.cpu` and of `python -m benchmarks.gpu` into "
-        "the README, between its markers.",
+        description="Write the results of `python -m benchmarks.cpu`, `.gpu` and `.models` into the README, "
+        "between its markers.",
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if the README is stale"
     )
     options = parser.parse_args(arguments)
-    results, of_gpus = load(RESULTS), load_gpus(RESULTS.parent)
+    results, of_gpus, of_models = load(RESULTS), load_gpus(RESULTS.parent), load_models(RESULTS.parent)
     text = README.read_text()
     fresh = insert(text, section(results))
     fresh = insert(fresh, "\n\n".join(map(gpu.section, of_gpus)), gpu.BEGIN, gpu.END)
+    fresh = insert(fresh, "\n\n".join(map(models.section, of_models)), models.BEGIN, models.END)
     if options.check:
         if fresh != text:
             print(
@@ -46,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     README.write_text(fresh)
     plot(results, PICTURE)
     pictures = [PICTURE, *(path for each in of_gpus for path in gpu.plot(each, PICTURE.parent))]
+    pictures += [models.plot(each, PICTURE.parent) for each in of_models]
     print(f"wrote {', '.join(str(path.relative_to(ROOT)) for path in (README, *pictures))}")
     return 0
 
@@ -56,13 +60,20 @@ def load_gpus(folder: Path) -> list[list[dict]]:
     return [results for results in map(gpu.load, folders) if results]
 
 
+def load_models(folder: Path) -> list[dict]:
+    """The results of whole models, of every machine that there are any of."""
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    return [results for results in map(models.load, folders) if results]
+
+
 def load(folder: Path) -> list[dict]:
     """The results of one run, in the order of the operators.
 
     Raises:
         SystemExit: there are none, they come from different runs, or other work disturbed them.
     """
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    paths = [folder / f"{operator}.json" for operator in OPERATORS]
+    results = [json.loads(path.read_text()) for path in paths if path.is_file()]
     if not results:
         sys.exit(f"{folder} holds no results: run `make bench` first")
     if any(result["machine"] != results[0]["machine"] for result in results):

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.timing import PAUSE
+
 Run = Callable[[], object]
 
 # How long the device is kept busy before a call that is timed. Meanwhile the host queues what the call
@@ -40,7 +42,7 @@ class Time:
 class Stopwatch:
     """Times work on a device; the second-level cache holds nothing of use before each call.
 
-    On the CPU, for trying the benchmark out, it is an ordinary clock.
+    On the CPU it is an ordinary clock.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -86,6 +88,7 @@ class Stopwatch:
         return {name: start.elapsed_time(end) / 1e3 for name, (start, end) in events.items()}
 
     def _on_the_clock(self, run: Run) -> float:
+        time.sleep(PAUSE)
         start = time.perf_counter()
         run()
         return time.perf_counter() - start

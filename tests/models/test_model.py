@@ -75,6 +75,24 @@ def test_the_cache_is_of_constant_size(tokens: Tokens, model: PreTrainedModel, g
 
 
 @torch.no_grad()
+def test_without_gradients_the_cache_stays_where_it_is(tokens: Tokens, model: PreTrainedModel) -> None:
+    """A CUDA graph reads and writes addresses: prompts, single tokens and a new start must all find them."""
+    cache = model.new_cache(2)
+    kept = [*cache.wkv, *cache.attention_token, *cache.channel_token]
+    addresses = [each.data_ptr() for each in kept]
+    logits = []
+    for _ in range(2):
+        for count in (5, 1, 3):
+            output = model(tokens(2, count), past_key_values=cache, use_cache=True)
+        logits.append(output.logits)
+        again = [*cache.wkv, *cache.attention_token, *cache.channel_token]
+        assert [each.data_ptr() for each in again] == addresses
+        assert all(each.abs().sum() > 0 for each in again)
+        cache.reset()
+    assert torch.equal(*logits)
+
+
+@torch.no_grad()
 def test_a_second_turn_goes_on_from_the_cache(tokens: Tokens, model: PreTrainedModel) -> None:
     options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
     first = model.generate(tokens(2, 5), return_dict_in_generate=True, **options)
@@ -173,6 +191,49 @@ def test_compiled_as_one_graph_it_trains_the_same(tokens: Tokens, model: PreTrai
         loss.backward()
         results.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
     torch.testing.assert_close(*results)
+
+
+def test_with_compiled_mixing_it_trains_and_decodes_the_same(tokens: Tokens, model: PreTrainedModel) -> None:
+    """The layers share graphs: one for the first, which RWKV-7 builds otherwise, and one for the others."""
+    ids, results, graphs = tokens(2, 9), [], []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> object:
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    for compiled in (False, True):
+        if compiled:
+            model.compile_mixing(backend=backend)
+        model.train().zero_grad()
+        model(ids, labels=ids).loss.backward()
+        gradients = [parameter.grad.clone() for parameter in model.parameters()]
+        with torch.no_grad():
+            cache = model.eval()(ids, use_cache=True).past_key_values
+            logits = [model(tokens(2, 1, seed=seed), past_key_values=cache).logits for seed in range(3)]
+        results.append([*gradients, *logits, *cache.wkv])
+    torch.testing.assert_close(*results)
+    assert len(graphs) <= 3 * 2 * 2  # ways to call it, of two kinds of mixing, in two kinds of layer
+
+
+@pytest.mark.parametrize("count", [None, 13])
+def test_the_loss_in_pieces_is_transformers(
+    tokens: Tokens, model: PreTrainedModel, count: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_of(model, "loss_rwkv"), "PIECE", 7)
+    labels = tokens(3, 11)
+    labels[0, :4] = labels[2, -1] = -100
+    model.train()
+    options = {} if count is None else {"num_items_in_batch": count}
+    output = model(tokens(3, 11), labels=labels, **options)
+    assert output.logits is None
+    logits = model(tokens(3, 11)).logits
+    expected = model.loss_function(logits, labels, vocab_size=logits.shape[-1], **options)
+    torch.testing.assert_close(output.loss, expected)
+    parameters = list(model.parameters())
+    torch.testing.assert_close(
+        torch.autograd.grad(output.loss, parameters), torch.autograd.grad(expected, parameters)
+    )
+    assert model.eval()(tokens(3, 11), labels=labels).logits.shape == logits.shape
 
 
 @torch.no_grad()

@@ -43,16 +43,19 @@ class RwkvCache:
         return len(self.wkv)
 
     def update(self, layer: int, wkv: Tensor, attention_token: Tensor, channel_token: Tensor) -> None:
-        """Set what a layer remembers; without gradients the rows stay where they are, as CUDA graphs need it.
+        """Set what a layer remembers; without gradients everything stays where it is, as CUDA graphs need it.
 
         The tokens come as views of all tokens, and must not keep those in memory.
         """
-        self.wkv[layer] = wkv
-        for rows, token in ((self.attention_token, attention_token), (self.channel_token, channel_token)):
-            if torch.is_grad_enabled():
-                rows[layer] = token.clone()
-            else:
-                rows[layer].copy_(token)
+        if torch.is_grad_enabled():
+            self.wkv[layer] = wkv
+            self.attention_token[layer] = attention_token.clone()
+            self.channel_token[layer] = channel_token.clone()
+            return
+        if wkv is not self.wkv[layer]:  # which the step has updated where it stands
+            self.wkv[layer].copy_(wkv)
+        self.attention_token[layer].copy_(attention_token)
+        self.channel_token[layer].copy_(channel_token)
 
     def note_tokens(self, count: int) -> None:
         """Count tokens that the states have seen."""
@@ -67,8 +70,8 @@ class RwkvCache:
         return -1
 
     def reset(self) -> None:
-        """Forget everything."""
-        self._map(torch.zeros_like)
+        """Forget everything; without gradients everything stays where it is."""
+        self._map(torch.zeros_like if torch.is_grad_enabled() else Tensor.zero_)
         self._tokens = 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

@@ -45,6 +45,17 @@ class RwkvMix(nn.Module):
         """`[C]` from 0 in the first channel to 1 in the last, to the power."""
         return torch.linspace(0, 1, self.config.hidden_size) ** power
 
+    def rows(self, *names: str) -> Tensor:
+        """Parameters `[C]` one over the other, `[len(names), 1, 1, C]`."""
+        return torch.stack([getattr(self, name) for name in names])[:, None, None]
+
+    def mix(self, x: Tensor, before: Tensor, *names: str) -> tuple[Tensor, ...]:
+        """x `[B, T, C]` moved towards the token before by the share in each row: a `[B, T, C]` a name.
+
+        All in one operation, since each is so short that launching it, and what backward makes of it, counts.
+        """
+        return torch.addcmul(x, before - x, self.rows(*names)).unbind()
+
     def heads(self, x: Tensor) -> Tensor:
         """`[.., C]` as `[.., H, N]`."""
         return x.unflatten(-1, (-1, self.config.head_size))

@@ -19,6 +19,7 @@ from .cache_rwkv import RwkvCache
 from .configuration_rwkv import RwkvBaseConfig
 from .kernel_rwkv import operators
 from .layers_rwkv import RwkvBlock, RwkvMix
+from .loss_rwkv import next_token_loss
 from .padding_rwkv import Padding
 
 
@@ -28,7 +29,7 @@ class RwkvOutput(ModelOutput):
 
     Attributes:
         loss: mean cross-entropy of the next token where `labels` were given and not -100.
-        logits: `[B, T, vocabulary]`.
+        logits: `[B, T, vocabulary]`; none in training with labels, where they would take the most memory.
         last_hidden_state: `[B, T, C]`, after the last norm.
         past_key_values: the states after the last token.
         hidden_states: `[B, T, C]` before each block and after the last norm, where asked for.
@@ -57,6 +58,19 @@ class RwkvPreTrainedModel(PreTrainedModel):
             initial: `[H, N_value, N_key]` a layer; where they require gradients, they receive them.
         """
         return RwkvCache(self.config, batch, self.device, self.dtype, initial)
+
+    def compile_mixing(self, **options) -> None:
+        """Have torch.compile fuse what lies between the matrices and the operator of each layer.
+
+        All layers but the first share one graph, so this takes a fraction of the time of compiling the model.
+        It happens at the first call of each kind: with gradients, without, and with a single token.
+
+        Args:
+            options: of `torch.compile`; `dynamic=True` has a graph serve any number of tokens at once.
+        """
+        for module in self.modules():
+            if isinstance(module, RwkvMix):
+                module.compile(**options)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -185,10 +199,11 @@ class RwkvForCausalLM(RwkvPreTrainedModel, GenerationMixin):
         output = self.model(
             input_ids, attention_mask, inputs_embeds, past_key_values, use_cache, output_hidden_states
         )
-        logits = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
-        loss = None
+        hidden, loss, logits = output.last_hidden_state, None, None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **others)
+            loss = next_token_loss(self.lm_head, hidden, labels, **others)
+        if labels is None or not self.training:
+            logits = self.lm_head(hidden[:, -logits_to_keep:])
         return RwkvOutput(
             loss=loss,
             logits=logits,

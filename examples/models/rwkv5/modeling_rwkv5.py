@@ -31,11 +31,8 @@ class Rwkv5TimeMix(GatedTimeMix):
         absent: Tensor | None,
     ) -> tuple[Tensor, None, Tensor]:
         """Mix x `[B, T, C]` over time; returns y `[B, T, C]`, None and the state after it."""
-        difference = x - before
-        xr, xk, xv, xg = (
-            torch.addcmul(before, difference, mix)
-            for mix in (self.time_mix_r, self.time_mix_k, self.time_mix_v, self.time_mix_g)
-        )
+        # The shares are of the token itself.
+        xr, xk, xv, xg = self.mix(before, x, "time_mix_r", "time_mix_k", "time_mix_v", "time_mix_g")
         y, state = self.attend(xr, xk, xv, xg, self.time_decay, state, absent)
         return y, v_first, state
 
@@ -57,11 +54,7 @@ class Rwkv5ChannelMix(GatedChannelMix):
 
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
         """`[B, T, C]` to `[B, T, C]`."""
-        difference = x - before
-        return self.transform(
-            torch.addcmul(before, difference, self.time_mix_k),
-            torch.addcmul(before, difference, self.time_mix_r),
-        )
+        return self.transform(*self.mix(before, x, "time_mix_k", "time_mix_r"))
 
     def initialize(self) -> None:
         super().initialize()

@@ -37,14 +37,12 @@ class Rwkv6TimeMix(GatedTimeMix):
         """Mix x `[B, T, C]` over time; returns y `[B, T, C]`, None and the state after it."""
         difference = before - x
         inner = torch.tanh(torch.addcmul(x, difference, self.time_maa_x) @ self.time_maa_w1)
-        mixes = inner.unflatten(-1, (5, 1, -1)) @ self.time_maa_w2  # [B, T, 5, 1, C]
-        fixed = (self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g)
-        xw, xk, xv, xr, xg = (
-            torch.addcmul(x, difference, row + mix)
-            for row, mix in zip(fixed, mixes.squeeze(-2).unbind(-2), strict=True)
-        )
+        inner = inner.flatten(0, 1).unflatten(1, (5, -1)).transpose(0, 1)  # [5, B·T, mix_rank]
+        mixes = torch.bmm(inner, self.time_maa_w2).view(5, *x.shape)
+        mixes = mixes + self.rows(*(f"time_maa_{name}" for name in "wkvrg"))
+        xw, xk, xv, xr, xg = torch.addcmul(x, difference, mixes).unbind()
         low_rank = torch.tanh(xw @ self.time_decay_w1) @ self.time_decay_w2
-        w = self.heads(self.time_decay.float() + low_rank.float())
+        w = self.heads(self.time_decay.float() + low_rank)  # float32
         y, state = self.attend(xr, xk, xv, xg, w, state, absent)
         return y, v_first, state
 
@@ -70,10 +68,7 @@ class Rwkv6ChannelMix(GatedChannelMix):
 
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
         """`[B, T, C]` to `[B, T, C]`."""
-        difference = before - x
-        return self.transform(
-            torch.addcmul(x, difference, self.time_maa_k), torch.addcmul(x, difference, self.time_maa_r)
-        )
+        return self.transform(*self.mix(x, before, "time_maa_k", "time_maa_r"))
 
     def initialize(self) -> None:
         super().initialize()

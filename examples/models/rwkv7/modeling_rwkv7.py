@@ -55,22 +55,18 @@ class Rwkv7TimeMix(RwkvMix):
         Returns:
             y `[B, T, C]`, v_first and the state after the tokens.
         """
-        difference = before - x
-        xr, xw, xk, xv, xa, xg = (
-            torch.addcmul(x, difference, mix)
-            for mix in (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
-        )
+        xr, xw, xk, xv, xa, xg = self.mix(x, before, "x_r", "x_w", "x_k", "x_v", "x_a", "x_g")
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)
-        w = self.w0.float() + (torch.tanh(xw @ self.w1) @ self.w2).float()
+        w = self.w0.float() + torch.tanh(xw @ self.w1) @ self.w2  # float32
         rate = torch.sigmoid(self.a0 + xa @ self.a1 @ self.a2)
         gate = torch.sigmoid(xg @ self.g1) @ self.g2
         if v_first is None:
             v_first = v
         else:
-            v = v + (v_first - v) * torch.sigmoid(self.v0 + xv @ self.v1 @ self.v2)
+            v = torch.addcmul(v, v_first - v, torch.sigmoid(self.v0 + xv @ self.v1 @ self.v2))
 
         kk = functional.normalize(self.heads(k * self.k_k), dim=-1)
-        k = k * (1 + (rate - 1) * self.k_a)
+        k = k * torch.addcmul(1 - self.k_a, rate, self.k_a)
         r, w, k, v, rate = (self.heads(each) for each in (r, w, k, v, rate))
         a, b = -kk, kk * rate
         if absent is not None:  # d = 1 and nothing removed or written: the state passes as it is
@@ -78,8 +74,8 @@ class Rwkv7TimeMix(RwkvMix):
             k, a, b = (each.masked_fill(absent, 0) for each in (k, a, b))
         y, state = recurrence("wkv7", r, w, k, v, a, b, state=state, decay="sigmoid")
 
-        y = self.ln_x(y.flatten(0, 1).flatten(1)).view_as(x)
-        y = y + ((r * k * self.r_k).sum(-1, keepdim=True) * v).flatten(2)
+        y = self.heads(self.ln_x(y.flatten(0, 1).flatten(1)).view_as(x))
+        y = torch.addcmul(y, (r * k * self.r_k).sum(-1, keepdim=True), v).flatten(2)
         return self.output(y * gate), v_first, state
 
     def initialize(self) -> None:

@@ -1,0 +1,1 @@
+../common/loss_rwkv.py
