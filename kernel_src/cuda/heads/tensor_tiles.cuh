@@ -1,0 +1,244 @@
+// State and gradient in the backward pass on tensor cores.
+//
+// Products sum over the columns of a tile, and what goes to columns is summed over value rows: so a warp has 16 value rows
+// of the gradient, 16 columns of it transposed, and those of the state. That takes the products of an update twice, and
+// leaves no sums over warps or lanes to be formed. Arithmetic is in fp32 (split.cuh).
+#pragma once
+
+#include "cuda/heads/backward_memory.cuh"
+#include "cuda/heads/in_flight.cuh"
+#include "cuda/heads/state.cuh"
+#include "cuda/heads/tensor_tile.cuh"
+
+namespace flash_rwkv::cuda {
+
+template <class Op, class T, class Shape>
+class TensorTiles {
+ public:
+  using Memory = BackwardMemory<Op, T, Shape>;
+  static_assert(Op::kSets == 2 && Op::kFeedback && kGroup == 4, "eight vectors, of which a lane has one token's two");
+  static_assert(Shape::kWarpRows == kTensorRows && Shape::kBlockRows == Shape::kWidth, "a block has a head");
+
+  __device__ __forceinline__ TensorTiles(float* shared, int, int size, int length)
+      : shared_(shared),
+        size_(size),
+        length_(length),
+        warp_(static_cast<int>(threadIdx.x) / kWarp),
+        first_(kTensorRows * warp_) {}
+
+  // --- The gradient from and to global memory, by way of that for the kept state
+
+  __device__ __forceinline__ void load_gradient(const View& view, StateAccess access, int64_t slot, int64_t head) {
+    const StateRows rows = {view, access, slot, head, 0, size_};
+    float* const matrix = shared_ + Memory::kKept;
+    for_each_element([&](int row, int column, float& x) { x = element(rows, row, column); });
+    __syncthreads();
+    gradient_.for_each(
+        [&](int step, int i, float& x) { x = matrix[row_of(i) * Shape::kWidth + Tile::column(step, i)]; });
+    transposed_.for_each(
+        [&](int step, int i, float& x) { x = matrix[Tile::column(step, i) * Shape::kWidth + row_of(i)]; });
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void store_gradient(const View& view, int64_t slot, int64_t head) {
+    const StateRows rows = {view, StateAccess::kFours, slot, head, 0, size_};
+    float* const matrix = shared_ + Memory::kKept;
+    __syncthreads();
+    gradient_.for_each(
+        [&](int step, int i, float x) { matrix[row_of(i) * Shape::kWidth + Tile::column(step, i)] = x; });
+    __syncthreads();
+    for_each_element([&](int row, int column, float x) {
+      if (row < size_ && column < size_) *rows.at<float>(row, column) = x;
+    });
+  }
+
+  // --- The kept state: each warp its own columns, in an order in which lanes do not share banks
+
+  // In the background. A lane takes four columns of every eighth row.
+  __device__ __forceinline__ void fetch_checkpoint(const float* matrix) {
+    __syncwarp();
+    const int row = lane_row(), column = 4 * lane_column();
+    SharedWords<uint4> words(kept() + kept_at(row % 2 + column / 8 * 2, row / 2, column % 8));
+    const float* const from = matrix + row * size_ + first_ + column;
+#pragma unroll
+    for (int step = 0; step < Tile::kSteps; ++step)
+      words.fetch(step * kKeptStep / 4, reinterpret_cast<const uint4*>(from + step * 8 * size_),
+                  8 * step + row < size_ && first_ + column < size_);
+  }
+  __device__ __forceinline__ void keep() {
+    float* const to = kept() + kept_at(0, t(), g());
+    state_.for_each([&](int step, int i, float x) { to[step * kKeptStep + kept_at(i, 0, 0)] = x; });
+    __syncwarp();
+  }
+  __device__ __forceinline__ void recall() {
+    __syncwarp();
+    const float* const from = kept() + kept_at(0, t(), g());
+    state_.for_each([&](int step, int i, float& x) { x = from[step * kKeptStep + kept_at(i, 0, 0)]; });
+  }
+
+  // --- A group
+
+  static constexpr bool kScalesForward = true;
+
+  __device__ __forceinline__ void prepare(bool back) const {
+    float* const cells = shared_ + Memory::kScaled;
+    if (back) {
+      Memory::Preparation::run(shared_, nullptr, cells,
+                               shared_ + Memory::kScratch + warp_ * Memory::Preparation::kFloats,
+                               shared_ + Memory::kColumnShares);
+      share_out<kGroup * kPairs, Shape::kThreads>([&](int i) {
+        const int token = i / kPairs;
+        put_pair(Cells::kWrittenRows, 0, token, token_vector(token, Op::written_row(0)));
+        put_pair(Cells::kWrittenRows, 1, token, token_vector(token, Op::written_row(1)));
+        put_pair(Cells::kReadRows, 0, token, token_vector(token, Op::kDy));
+      });
+    } else {
+      Memory::Preparation::run_forward(shared_, cells);
+      share_out<kGroup * Shape::kWidth, Shape::kThreads>([&](int i) {
+        const int token = i / Shape::kWidth, row = i % Shape::kWidth;
+        Cells::put(cells + Cells::kWrittenRows + Cells::of_token(0, token, row),
+                   token_vector(token, Op::written_row(0))[row], token_vector(token, Op::written_row(1))[row]);
+      });
+    }
+  }
+
+  __device__ __forceinline__ void forward() {
+    state_.decay_rows(cells(Cells::kWhole) + first_);
+    state_.add_products(Tile::left_of_pairs(cells(Cells::kWritten), first_), cells(Cells::kWrittenRows));
+  }
+
+  __device__ __forceinline__ void begin_back() { gradient_.products(cells(Cells::kWritten), rows_); }
+
+  // first: the group's first token in the sequence.
+  __device__ __forceinline__ void back(int first) {
+    add_later_rows();
+    write_rows(first);
+    float sums[4];
+    transposed_.products(cells(Cells::kWrittenRows), sums);
+    leave_sums(sums, Sums::written(0, t()), Sums::written(1, t()));
+    leave_overlap();
+    __syncthreads();  // for dsa
+
+    state_.products(cells(Cells::kReadRows), sums);
+    leave_sums(sums, Sums::read(0, t()), Sums::read(1, t()));
+    gradient_.decay_columns(cells(Cells::kWhole));
+    gradient_.add_products(Tile::left_of_tokens(shared_ + Memory::kRowCells, first_, size_ >> 16), cells(Cells::kRead));
+    transposed_.decay_rows(cells(Cells::kWhole) + first_);
+    transposed_.add_products(Tile::left_of_tokens(cells(Cells::kRead), first_, size_ >> 16),
+                             shared_ + Memory::kRowCells);
+    row_factors<Op, Shape>(shared_, shared_ + Memory::kDsa + first_, first_, shared_ + Memory::kRowShares);
+  }
+
+ private:
+  using Tile = TensorTile<Shape::kWidth>;
+  using Cells = typename Memory::Scaled;
+  using Sums = typename Memory::Sums;
+  static constexpr int kPairs = Shape::kWidth / 2;
+  static constexpr int kKeptStep = 8 * kTensorRows;
+
+  __device__ __forceinline__ static int g() { return lane_row(); }
+  __device__ __forceinline__ static int t() { return lane_column(); }
+  __device__ __forceinline__ int row_of(int i) const { return first_ + Tile::row(i); }
+
+  __device__ __forceinline__ float* kept() const { return shared_ + Memory::kKept + warp_ * Tile::kSteps * kKeptStep; }
+  // Of eight rows: element i of lane (g, t).
+  __device__ __forceinline__ static constexpr int kept_at(int i, int t, int g) {
+    return (i % 2 * 2 + i / 2) * 32 + t * 8 + g;
+  }
+
+  // f(row, column, element) for all of the block's matrix in shared memory.
+  template <class F>
+  __device__ __forceinline__ void for_each_element(const F& f) const {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < Shape::kWidth * Shape::kWidth; i += Shape::kThreads)
+      f(i / Shape::kWidth, i % Shape::kWidth, shared_[Memory::kKept + i]);
+  }
+
+  __device__ __forceinline__ static float element(const StateRows& rows, int row, int column) {
+    if (rows.access == StateAccess::kAbsent || row >= rows.size || column >= rows.size) return 0.0f;
+    const View& view = rows.view;
+    const int64_t at =
+        rows.slot * view.stride[0] + rows.head * view.stride[1] + row * view.stride[2] + column * view.stride[3];
+    return load_as_float(view.data, at, view.dtype);
+  }
+
+  __device__ __forceinline__ const float* cells(int which) const { return shared_ + Memory::kScaled + which; }
+  __device__ __forceinline__ const float* token_vector(int token, int vector) const {
+    return shared_ + token * Memory::kToken + vector * Shape::kWidth;
+  }
+  // One of kPairs threads each.
+  __device__ __forceinline__ void put_pair(int which, int set, int token, const float* vector) const {
+    const int row = static_cast<int>(threadIdx.x) % kPairs * 2;
+    const float2 pair = *reinterpret_cast<const float2*>(vector + row);
+    Cells::put(shared_ + Memory::kScaled + which + Cells::of_pair(set, token, row), pair.x, pair.y);
+  }
+
+  // What later tokens of the group add to the gradients of the row vectors that token t writes, rows g and g + 8.
+  __device__ __forceinline__ void add_later_rows() {
+    float* const factors = shared_ + Memory::kWholeFactors + warp_ * Memory::Factors::kFloats;
+    Memory::Factors::add_up(shared_ + Memory::kColumnShares, factors);
+#pragma unroll
+    for (int s = 0; s < kGroup; ++s) {
+      const float* const dy = token_vector(s, Op::kDy) + first_;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float more =
+            fmaf(dy[Tile::row(i)], factors[i % 2 * flash_rwkv::cuda::kPairs + from_on(t(), s)], rows_[i]);
+        rows_[i] = s >= t() ? more : rows_[i];
+      }
+    }
+#pragma unroll
+    for (int s = kGroup - 1; s > 0; --s) {
+      const int owner = static_cast<int>(threadIdx.x) % kWarp / 4 * 4 + s;
+      const float dsa[2] = {__shfl_sync(kAllLanes, rows_[1], owner), __shfl_sync(kAllLanes, rows_[3], owner)};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float more = fmaf(dsa[i / 2], factors[i % 2 * flash_rwkv::cuda::kPairs + behind(t(), s)], rows_[i]);
+        rows_[i] = s > t() ? more : rows_[i];
+      }
+    }
+  }
+
+  // dv to global memory; dsa, together with dy, to all warps.
+  __device__ __forceinline__ void write_rows(int first) const {
+    const GradientRows dv = reinterpret_cast<const GradientRows*>(shared_ + Memory::kGradientRows)[Op::kGradients];
+    T* const to = reinterpret_cast<T*>(dv.data + (first + t()) * dv.token_bytes);
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      const int row = row_of(i);
+      const float dsa = rows_[i + 1];
+      if (first + t() < length_ && row < size_) to[row] = from_float<T>(rows_[i]);
+      shared_[Memory::kDsa + t() * kDsaStride<Shape> + row] = dsa;
+      Cells::put(shared_ + Memory::kScaled + Cells::kReadRows + Cells::of_pair(1, t(), row), dsa);
+      Cells::put(shared_ + Memory::kRowCells + Cells::of_token(0, t(), row), token_vector(t(), Op::kDy)[row], dsa);
+    }
+  }
+
+  // Sums over value rows, for columns g and g + 8 of this warp's.
+  __device__ __forceinline__ void leave_sums(const float (&sums)[4], int first, int second) const {
+    float* const to = shared_ + Memory::kSums;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[(i % 2 == 0 ? first : second) + row_of(i)] = sums[i];
+  }
+
+  __device__ __forceinline__ void leave_overlap() {
+    float overlap[2] = {};
+    state_.for_each(
+        [&](int step, int i, float x) { overlap[i / 2] = fmaf(x, transposed_.x[step][i], overlap[i / 2]); });
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      overlap[h] += __shfl_xor_sync(kAllLanes, overlap[h], 1);
+      overlap[h] += __shfl_xor_sync(kAllLanes, overlap[h], 2);
+      if (t() == 0) shared_[Memory::kSums + Sums::kWhole + row_of(2 * h)] = overlap[h];
+    }
+  }
+
+  float* const shared_;
+  const int size_, length_;
+  const int warp_;
+  const int first_;  // of this warp's value rows, and of its columns
+  Tile gradient_, transposed_, state_;
+  float rows_[4];  // gradients of what token t writes, both vectors at row g, then at row g + 8
+};
+
+}  // namespace flash_rwkv::cuda
