@@ -16,6 +16,7 @@
 #include "cuda/heads/parts.cuh"
 #include "cuda/heads/row_tiles.cuh"
 #include "cuda/heads/tensor_tiles.cuh"
+#include "cuda/heads/turns.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 
@@ -40,28 +41,27 @@ __device__ __forceinline__ Step step_of(int i) {
           is_in(0b10010000)};
 }
 
+// Tokens from first_token on, of one head of one sequence.
 template <class Op, class T, class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
-    backward_kernel(const __grid_constant__ typename Op::Params p, const __grid_constant__ typename Op::Gradients g,
-                    const __grid_constant__ PartsPlan plan) {
+__device__ __forceinline__ void backward_window(const typename Op::Params& p, const typename Op::Gradients& g,
+                                                const PartsPlan& plan, int unit, int part, int first_token,
+                                                float* shared) {
   using Memory = BackwardMemory<Op, T, Shape>;
   using Tiles = std::conditional_t<Shape::kOnTensorCores, TensorTiles<Op, T, Shape>, RowTiles<Op, T, Shape>>;
   constexpr int kThreads = Shape::kThreads;
   constexpr int kWidth = Shape::kWidth;
-  extern __shared__ float4 shared_fours[];
-  float* const shared = reinterpret_cast<float*>(shared_fours);
 
-  // --- Which rows of which head of which sequence
-  const int part = static_cast<int>(blockIdx.x % plan.parts);
-  const int64_t unit = blockIdx.x / plan.parts;
-  const int64_t head = plan.first_head + unit % plan.num_heads;
-  const int64_t sequence = unit / plan.num_heads;
+  // --- Which head of which sequence
+  const int num_heads = static_cast<int>(plan.num_heads);
+  const int64_t head = plan.first_head + unit % num_heads;
+  const int64_t sequence = unit / num_heads;
   const int size = static_cast<int>(p.head_size);
   const int64_t batch = p.sequences.batch(sequence);
   const int64_t begin = p.sequences.begin(sequence);
   const int length = static_cast<int>(p.sequences.length(sequence));
-  const int window_end = length < plan.first_token + plan.tokens ? length : plan.first_token + plan.tokens;
-  const int first_block = plan.first_token / kCudaCheckpointTokens;
+  const bool goes_on = length > first_token + plan.tokens;  // later tokens have been dealt with
+  const int window_end = goes_on ? first_token + plan.tokens : length;
+  const int first_block = first_token / kCudaCheckpointTokens;
   const int end_block = (window_end + kCudaCheckpointTokens - 1) / kCudaCheckpointTokens;
 
   // --- Checkpoints: the state, and behind it a row of each saved vector for every token of the block
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
 
   // --- The state and its gradient
   Tiles tiles(shared, part, size, length);
-  if (plan.goes_on) tiles.load_gradient(g.dstate, StateAccess::kFours, sequence, head);
+  if (goes_on) tiles.load_gradient(g.dstate, StateAccess::kFours, sequence, head);
   else tiles.load_gradient(g.grad_final_state, plan.grad_final_state, sequence, head);
 
   const GradientWriter<Op, T> writer = {p, g, plan, gradient_rows_at, length};
@@ -154,7 +154,29 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
   }
 
   tiles.store_gradient(g.dstate, sequence, head);
-  of_columns.token_sums.template finish<Shape>(p, g, shared, plan.goes_on, part, sequence, head);
+  of_columns.token_sums.template finish<Shape>(p, g, shared, goes_on, part, sequence, head);
+}
+
+template <class Op, class T, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
+    backward_kernel(const __grid_constant__ typename Op::Params p, const __grid_constant__ typename Op::Gradients g,
+                    const __grid_constant__ PartsPlan plan) {
+  extern __shared__ float4 shared_fours[];
+  float* const shared = reinterpret_cast<float*>(shared_fours);
+  if constexpr (Shape::kTakesTurns) {
+    const Turns turns(plan.turns, plan.windows, static_cast<int>(p.sequences.count * plan.num_heads),
+                      reinterpret_cast<int*>(shared + BackwardMemory<Op, T, Shape>::kTurn));
+    const Turn turn = turns.take();
+    const int first_token = turn.window * plan.tokens;
+    const int64_t length = p.sequences.length(turn.unit / static_cast<int>(plan.num_heads));
+    if (turn.window > 0 && length <= first_token) return;
+    if (length > first_token + plan.tokens) turns.wait(turn);
+    backward_window<Op, T, Shape>(p, g, plan, turn.unit, 0, first_token, shared);
+    turns.finish(turn);
+  } else {
+    backward_window<Op, T, Shape>(p, g, plan, blockIdx.x / plan.parts, blockIdx.x % plan.parts, plan.first_token,
+                                  shared);
+  }
 }
 
 // --- Launch ----------------------------------------------------------------------------------------------------------
@@ -163,6 +185,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
 // which keeps all heads at work; where sequences are packed and windows of theirs would lie anywhere, heads take turns.
 constexpr int64_t kMostScratchBytes = int64_t{256} << 20;
 constexpr int64_t kLeastWindow = 256;
+
+// Where blocks take turns, a window takes some fifty times as long as to begin and to end it. There are no windows but the
+// whole where there is a head for each multiprocessor and no more, or so many that turns alone keep these at work.
+constexpr int64_t kLeastTurn = 128;
+constexpr int64_t kMostTurns = 32;  // a head
+constexpr int64_t kManyHeads = 24;  // a multiprocessor
 
 struct Split {
   int64_t parts;   // blocks of rows of a head
@@ -175,10 +203,23 @@ inline int64_t batch_of(const Sequences& sequences) { return sequences.cu_seqlen
 
 inline int64_t between(int64_t least, int64_t x, int64_t most) { return x > most ? most : x < least ? least : x; }
 
+inline int64_t windows_of(int64_t tokens, int64_t each) { return each == 0 ? 1 : (tokens + each - 1) / each; }
+
+inline int64_t tokens_of_turn(int64_t units, int64_t tokens) {
+  const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount);
+  if (units <= processors || units >= kManyHeads * processors || tokens <= kLeastTurn) return tokens;
+  const int64_t least = between(kLeastTurn, (tokens + kMostTurns - 1) / kMostTurns, tokens);
+  return (least + kCudaCheckpointTokens - 1) / kCudaCheckpointTokens * kCudaCheckpointTokens;
+}
+
 template <class Op, class Shape>
 Split split_of(const typename Op::Params& p) {
-  const int64_t parts = (p.head_size + Shape::kBlockRows - 1) / Shape::kBlockRows;
   const int64_t all = p.sequences.tokens;
+  if (Shape::kTakesTurns) {
+    const int64_t units = p.sequences.count * p.num_heads;
+    return {1, p.num_heads, tokens_of_turn(units, all), (1 + units) * static_cast<int64_t>(sizeof(int))};
+  }
+  const int64_t parts = (p.head_size + Shape::kBlockRows - 1) / Shape::kBlockRows;
   const int64_t each =  // a head and token
       parts * Op::kGradients * batch_of(p.sequences) * p.head_size * static_cast<int64_t>(sizeof(float));
   if (parts == 1 || each * all == 0) return {parts, p.num_heads, all, 0};
@@ -187,6 +228,47 @@ Split split_of(const typename Op::Params& p) {
   int64_t tokens = between(least, kMostScratchBytes / (each * heads), all);
   if (tokens < all) tokens -= tokens % kCudaCheckpointTokens;
   return {parts, heads, tokens, each * heads * tokens};
+}
+
+// All windows of all heads in one launch.
+template <class Op, class Kernel>
+cudaError_t launch_turns(Kernel* kernel, int threads, int bytes, const typename Op::Params& p,
+                         const typename Op::Gradients& g, const Split& split, PartsPlan plan, cudaStream_t stream) {
+  const int64_t windows = windows_of(p.sequences.tokens, split.tokens);
+  const int64_t turns = windows * p.sequences.count * p.num_heads;
+  if (turns == 0) return cudaSuccess;
+  if (turns > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
+  plan.num_heads = p.num_heads;
+  plan.tokens = static_cast<int>(split.tokens);
+  plan.windows = static_cast<int>(windows);
+  plan.turns = static_cast<int*>(g.scratch);
+  const cudaError_t error = cudaMemsetAsync(g.scratch, 0, split.scratch_bytes, stream);
+  if (error != cudaSuccess) return error;
+  return launch(kernel, turns, threads, bytes, stream, p, g, plan);
+}
+
+// Some heads and a window at a time.
+template <class Op, class T, class Kernel>
+cudaError_t launch_windows(Kernel* kernel, int threads, int bytes, const typename Op::Params& p,
+                           const typename Op::Gradients& g, const Split& split, PartsPlan plan, cudaStream_t stream) {
+  const int64_t windows = windows_of(p.sequences.tokens, split.tokens);
+  for (int64_t first_head = 0; first_head < p.num_heads; first_head += split.heads) {
+    for (int64_t window = windows - 1; window >= 0; --window) {
+      const int64_t first_token = window * split.tokens;
+      plan.first_head = first_head;
+      plan.num_heads = between(0, split.heads, p.num_heads - first_head);
+      plan.first_token = static_cast<int>(first_token);
+      plan.tokens = static_cast<int>(between(0, split.tokens, p.sequences.tokens - first_token));
+      plan.sums = split.parts > 1 ? static_cast<float*>(g.scratch) : nullptr;
+      const int64_t blocks = p.sequences.count * plan.num_heads * split.parts;
+      if (blocks == 0) return cudaSuccess;
+      if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+      cudaError_t error = launch(kernel, blocks, threads, bytes, stream, p, g, plan);
+      if (error == cudaSuccess && split.parts > 1) error = add_parts<Op, T>(p, g, plan, stream);
+      if (error != cudaSuccess) return error;
+    }
+  }
+  return cudaSuccess;
 }
 
 template <class Op, class T, class Shape>
@@ -201,29 +283,12 @@ cudaError_t launch_backward(const typename Op::Params& p, const typename Op::Gra
   }
   if (p.sequences.tokens > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
   const Split split = split_of<Op, Shape>(p);
-  const int64_t windows = split.tokens == 0 ? 1 : (p.sequences.tokens + split.tokens - 1) / split.tokens;
-  for (int64_t first_head = 0; first_head < p.num_heads; first_head += split.heads) {
-    for (int64_t window = windows - 1; window >= 0; --window) {
-      const int64_t first_token = window * split.tokens;
-      PartsPlan plan;
-      plan.parts = static_cast<int>(split.parts);
-      plan.first_head = first_head;
-      plan.num_heads = between(0, split.heads, p.num_heads - first_head);
-      plan.batch = batch_of(p.sequences);
-      plan.first_token = static_cast<int>(first_token);
-      plan.tokens = static_cast<int>(between(0, split.tokens, p.sequences.tokens - first_token));
-      plan.goes_on = window + 1 < windows;
-      plan.grad_final_state = access_of(g.grad_final_state);
-      plan.sums = split.parts > 1 ? static_cast<float*>(g.scratch) : nullptr;
-      const int64_t blocks = p.sequences.count * plan.num_heads * split.parts;
-      if (blocks == 0) return cudaSuccess;
-      if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-      error = launch(kernel, blocks, Shape::kThreads, bytes, stream, p, g, plan);
-      if (error != cudaSuccess) return error;
-      if (split.parts > 1 && (error = add_parts<Op, T>(p, g, plan, stream)) != cudaSuccess) return error;
-    }
-  }
-  return cudaSuccess;
+  PartsPlan plan = {};
+  plan.parts = static_cast<int>(split.parts);
+  plan.batch = batch_of(p.sequences);
+  plan.grad_final_state = access_of(g.grad_final_state);
+  if constexpr (Shape::kTakesTurns) return launch_turns<Op>(kernel, Shape::kThreads, bytes, p, g, split, plan, stream);
+  else return launch_windows<Op, T>(kernel, Shape::kThreads, bytes, p, g, split, plan, stream);
 }
 
 // Whether tensor cores can be kept busy: by many heads, two or more of them a multiprocessor at a time.

@@ -24,6 +24,7 @@ struct BackwardShape {
   static constexpr int kWarpRows = Layout::kWarpRows;
   static constexpr int kBlockRows = kWarps * kWarpRows;
   static constexpr bool kOnTensorCores = false;
+  static constexpr bool kTakesTurns = false;
   template <int kSets>
   using Vectors = GroupVectors<kWidth, kSets>;
   static constexpr int kRowCellFloats = 0;
@@ -42,6 +43,7 @@ struct TensorShape {
   static constexpr int kThreads = kWarp * kWarps;
   static constexpr int kBlockRows = kWidth;
   static constexpr bool kOnTensorCores = true;
+  static constexpr bool kTakesTurns = true;
   template <int kSets>
   using Vectors = GroupCells<kWidth>;
   static constexpr int kRowCellFloats = Vectors<2>::kTokenFloats;  // of dy and dsa
@@ -85,7 +87,8 @@ struct BackwardMemory {
   // For the preparation of columns, in the place of sums where these do not take that of its results.
   static constexpr int kEnd = kGradientRows + (Op::kGradients + 1) * int{sizeof(GradientRows) / sizeof(float)};
   static constexpr int kScratch = Shape::kWarps == 1 ? kEnd : kSums;
-  static constexpr int kFloats = kEnd + (Shape::kWarps == 1 ? kScratchFloats : 0);
+  static constexpr int kTurn = kEnd + (Shape::kWarps == 1 ? kScratchFloats : 0);
+  static constexpr int kFloats = kTurn + (Shape::kTakesTurns ? 4 : 0);
   static constexpr int kBytes = kFloats * static_cast<int>(sizeof(float));
 
   // Devices without background copies do without the memory for them.

@@ -31,7 +31,17 @@ class TensorTiles {
   __device__ __forceinline__ void load_gradient(const View& view, StateAccess access, int64_t slot, int64_t head) {
     const StateRows rows = {view, access, slot, head, 0, size_};
     float* const matrix = shared_ + Memory::kKept;
-    for_each_element([&](int row, int column, float& x) { x = element(rows, row, column); });
+    if (access == StateAccess::kFours && view.dtype == DType::kFloat32) {
+      for_each_four([&](int row, int column, float* x) {
+        const bool exists = row < size_ && column < size_;
+        SharedWords<uint4>(x).fetch(0, reinterpret_cast<const uint4*>(rows.at<float>(row, column)), exists);
+      });
+      wait_for_loads();
+    } else {
+#pragma unroll 1
+      for (int i = threadIdx.x; i < Shape::kWidth * Shape::kWidth; i += Shape::kThreads)
+        matrix[i] = element(rows, i / Shape::kWidth, i % Shape::kWidth);
+    }
     __syncthreads();
     gradient_.for_each(
         [&](int step, int i, float& x) { x = matrix[row_of(i) * Shape::kWidth + Tile::column(step, i)]; });
@@ -47,8 +57,11 @@ class TensorTiles {
     gradient_.for_each(
         [&](int step, int i, float x) { matrix[row_of(i) * Shape::kWidth + Tile::column(step, i)] = x; });
     __syncthreads();
-    for_each_element([&](int row, int column, float x) {
-      if (row < size_ && column < size_) *rows.at<float>(row, column) = x;
+    for_each_four([&](int row, int column, const float* x) {
+      if (row >= size_ || column >= size_) return;
+      float four[4];
+      elements_of(x, four);
+      store_four(rows.at<float>(row, column), four);
     });
   }
 
@@ -146,12 +159,12 @@ class TensorTiles {
     return (i % 2 * 2 + i / 2) * 32 + t * 8 + g;
   }
 
-  // f(row, column, element) for all of the block's matrix in shared memory.
+  // f(row, first column, its element) for all fours of the block's matrix in shared memory.
   template <class F>
-  __device__ __forceinline__ void for_each_element(const F& f) const {
-#pragma unroll 1
-    for (int i = threadIdx.x; i < Shape::kWidth * Shape::kWidth; i += Shape::kThreads)
-      f(i / Shape::kWidth, i % Shape::kWidth, shared_[Memory::kKept + i]);
+  __device__ __forceinline__ void for_each_four(const F& f) const {
+    constexpr int kFours = Shape::kWidth / 4;
+    share_out<Shape::kWidth * kFours, Shape::kThreads>(
+        [&](int i) { f(i / kFours, i % kFours * 4, shared_ + Memory::kKept + 4 * i); });
   }
 
   __device__ __forceinline__ static float element(const StateRows& rows, int row, int column) {
