@@ -80,8 +80,9 @@ struct BackwardMemory {
   static constexpr int kFactorFloats = Shape::kWarps * Factors::kFloats;
   static constexpr int kRowShares = kColumnShares + kFactorFloats;
   static constexpr int kWholeFactors = kRowShares + kFactorFloats;
+  static constexpr int kOwnFactors = Shape::kOnTensorCores ? Factors::kTableFloats : Factors::kFloats;  // of a warp
   // Pointers to the rows of all that is read, then of all that is written.
-  static constexpr int kTokenRows = kWholeFactors + kFactorFloats;
+  static constexpr int kTokenRows = kWholeFactors + Shape::kWarps * kOwnFactors;
   static constexpr int kReadRows = Op::kVectors + 2;  // those that forward saved, and w, besides
   static constexpr int kGradientRows = kTokenRows + kReadRows * int{sizeof(TokenRows) / sizeof(float)};
   // For the preparation of columns, in the place of sums where these do not take that of its results.

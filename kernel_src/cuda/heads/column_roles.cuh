@@ -23,7 +23,7 @@ class ColumnGradients {
 
   // tokens: of the group, in shared memory. first: the group's first token in the sequence.
   __device__ __forceinline__ void group(const float* tokens, int first) {
-    float* const whole = shared_ + Memory::kWholeFactors + threadIdx.x / kWarp * Memory::Factors::kFloats;
+    float* const whole = shared_ + Memory::kWholeFactors + threadIdx.x / kWarp * Memory::kOwnFactors;
     Memory::Factors::add_up(shared_ + Memory::kRowShares, whole);
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {

@@ -57,7 +57,7 @@ class ColumnPreparation {
         Vectors::put_written(scaled, set, t, column, __fmul_rn(token[Op::written_column(set) * Shape::kWidth], behind));
         behind = __fmul_rn(behind, decay_of(retention));
       }
-      if (set == 0) scaled[Vectors::kWhole + column] = whole;
+      if (set == 0) Vectors::put_whole(scaled, column, whole);
     });
   }
 
@@ -144,7 +144,7 @@ class ColumnPreparation {
     float whole = retention[0];
 #pragma unroll
     for (int t = 1; t < kGroup; ++t) whole = retention_product(whole, retention[t]);
-    scaled[Vectors::kWhole + column] = whole;
+    Vectors::put_whole(scaled, column, whole);
   }
 };
 

@@ -89,31 +89,22 @@ class BlockStage {
   __device__ __forceinline__ void commit(float* tokens, int block, int group, int count) const {
     constexpr int kToken = kTokenStride<Op, Shape>;
     wait_for_loads();
-    // --- Vectors, eight elements a thread
-    constexpr int kPieces = kWidth / 8;
-    share_out<Op::kVectors * kGroup * kPieces, Shape::kThreads>([&](int unit) {
-      const int vector = unit / (kGroup * kPieces), token = unit / kPieces % kGroup, column = unit % kPieces * 8;
-      if (vector >= count) return;
-      const T* const from =
-          reinterpret_cast<const T*>(shared_ + vector * kVectorBytes) + (group * kGroup + token) * kWidth + column;
-      float* const to = tokens + token * kToken + vector * kWidth + column;
+    // --- Vectors, four elements of one token a thread: half of the block one vector, half the next. What forward has
+    // saved comes behind them.
+    constexpr int kPieces = kWidth / 4;
+    static_assert(2 * kGroup * kPieces == Shape::kThreads);
+    const int half = static_cast<int>(threadIdx.x) / (kGroup * kPieces);
+    const int token = static_cast<int>(threadIdx.x) / kPieces % kGroup, column = threadIdx.x % kPieces * 4;
+    const int at = (group * kGroup + token) * kWidth + column;
+    float* const to = tokens + token * kToken + column;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        // Lanes four apart would meet in the same bank.
-        const int half = i ^ (static_cast<int>(threadIdx.x) >> 2 & 1);
-        float x[4];
-        load_four(from + 4 * half).unpack(x);
-        *reinterpret_cast<float4*>(to + 4 * half) = make_float4(x[0], x[1], x[2], x[3]);
+    for (int first = 0; first < Op::kVectors; first += 2) {
+      if (first + half < count) {
+        const auto* const from = reinterpret_cast<const T*>(shared_ + (first + half) * kVectorBytes);
+        convert(from + at, to + (first + half) * kWidth);
       }
-    });
-    // --- What forward has saved, four elements a thread
-    const int piece = Shape::kThreads - 1 - static_cast<int>(threadIdx.x);
-    if (piece < kGroup * kWidth / 4) {
-      const int token = piece / (kWidth / 4), column = piece % (kWidth / 4) * 4;
-      const float* const from = reinterpret_cast<const float*>(shared_ + kSaved) + (group * kGroup + token) * kWidth;
-      *reinterpret_cast<float4*>(tokens + token * kToken + Op::kVectors * kWidth + column) =
-          *reinterpret_cast<const float4*>(from + column);
     }
+    if (half == count % 2) convert(reinterpret_cast<const float*>(shared_ + kSaved) + at, to + Op::kVectors * kWidth);
     // --- Decays, two columns a thread
     share_out<kGroup * kWidth / 2, Shape::kThreads>([&](int unit) {
       const int token = unit / (kWidth / 2), column = unit % (kWidth / 2) * 2;
@@ -129,6 +120,13 @@ class BlockStage {
  private:
   static constexpr int kSaved = Op::kVectors * kVectorBytes;
   static constexpr int kDecays = kSaved + kFloatBytes;
+
+  template <class Element>
+  __device__ __forceinline__ static void convert(const Element* from, float* to) {
+    float x[4];
+    load_four(from).unpack(x);
+    *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
+  }
 
   // One vector, of elements of kBytes bytes. skip: bytes between the tokens before these besides themselves.
   template <int kBytes>

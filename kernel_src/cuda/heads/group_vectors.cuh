@@ -1,6 +1,7 @@
 // Where the vectors of a group of four tokens lie in shared memory, as floats, for products with the state and its gradient.
 #pragma once
 
+#include "cuda/heads/decay.cuh"
 #include "cuda/heads/pairs.cuh"
 #include "cuda/heads/split.cuh"
 
@@ -34,6 +35,9 @@ struct GroupVectors {
   __device__ static __forceinline__ void put_read(float* to, int set, int token, int column, float x) {
     to[read(set, token) + column] = x;
   }
+  __device__ static __forceinline__ void put_whole(float* to, int column, float retention) {
+    to[kWhole + column] = retention;
+  }
 };
 
 // The same for the tensor cores, of scaled vectors and of those over rows: elements together with their rests (split.cuh), in
@@ -60,7 +64,11 @@ struct GroupCells {
   static constexpr int kWrittenRows = kRead + kTokenFloats;     // pairs on the way back, tokens on the way forward
   static constexpr int kReadRows = kWrittenRows + kPairFloats;  // pairs
   static constexpr int kWhole = kReadRows + kPairFloats;
-  static constexpr int kFloats = kWhole + kWidth;
+  static constexpr int kFloats = kWhole + 2 * kWidth;
+
+  // Decays of the group, as retentions and what of an element is kept besides, 1 or 0: d x + y = fma(retention, x,
+  // fma(kept, x, y)).
+  __device__ static constexpr int of_whole(int column) { return kWhole + 2 * column; }
 
   // The element of a cell at `at`.
   __device__ static __forceinline__ void put(float* at, float x) {
@@ -76,6 +84,9 @@ struct GroupCells {
   }
   __device__ static __forceinline__ void put_read(float* to, int set, int token, int column, float x) {
     put(to + kRead + of_token(set, token, column), x);
+  }
+  __device__ static __forceinline__ void put_whole(float* to, int column, float retention) {
+    *reinterpret_cast<float2*>(to + of_whole(column)) = make_float2(retention, is_near_one(retention) ? 1.0f : 0.0f);
   }
 };
 

@@ -236,7 +236,7 @@ class RowTiles {
   __device__ __forceinline__ void back(int first) {
     float* const scaled = shared_ + Memory::kScaled;
     float* const sums = shared_ + Memory::kSums + warp_ * Scaled::kFloats;
-    float* const factors = shared_ + Memory::kWholeFactors + warp_ * Memory::Factors::kFloats;
+    float* const factors = shared_ + Memory::kWholeFactors + warp_ * Memory::kOwnFactors;
     Memory::Factors::add_up(shared_ + Memory::kColumnShares, factors);
     rows_.add_later(factors, row_of(0, Op::kDy), Memory::kToken);
     write_rows(first);

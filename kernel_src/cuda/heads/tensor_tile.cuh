@@ -1,5 +1,5 @@
 // Sixteen rows of a matrix, spread over a warp as the tensor cores give it and take it: with g = lane / 4 and t = lane % 4, a
-// lane has rows g and g + 8, of every eight columns 2 t and 2 t + 1. Products are with eight vectors at a time, two of each of
+// lane has rows 2 g and 2 g + 1 (which the tensor cores call g and g + 8), of every eight columns 2 t and 2 t + 1. Products are with eight vectors at a time, two of each of
 // four tokens.
 #pragma once
 
@@ -17,10 +17,10 @@ template <int kWidth>
 struct TensorTile {
   using Cells = GroupCells<kWidth>;
   static constexpr int kSteps = kWidth / 8;
-  float x[kSteps][4];  // rows g, g, g + 8, g + 8; of both columns 2 t, 2 t + 1
+  float x[kSteps][4];  // rows 2 g, 2 g, 2 g + 1, 2 g + 1; of both columns 2 t, 2 t + 1
 
   // Where an element is.
-  __device__ __forceinline__ static int row(int i) { return lane_row() + i / 2 * 8; }
+  __device__ __forceinline__ static int row(int i) { return 2 * lane_row() + i / 2; }
   __device__ __forceinline__ static int column(int step, int i) { return 8 * step + 2 * lane_column() + i % 2; }
 
   // f(step, i, element)
@@ -32,7 +32,7 @@ struct TensorTile {
       for (int i = 0; i < 4; ++i) f(step, i, x[step][i]);
   }
 
-  // This tile times eight vectors, given as cells of pairs: of rows g and g + 8 the products with both vectors of token t.
+  // This tile times eight vectors, given as cells of pairs: of both rows the products with both vectors of token t.
   __device__ __forceinline__ void products(const float* cells, float (&out)[4]) const {
     const float* const mine = cells + Cells::of_pair(lane_row() % 2, lane_row() / 2, 2 * lane_column());
     float sums[kAtOnce][4] = {};
@@ -52,9 +52,11 @@ struct TensorTile {
     for (int i = 0; i < 4; ++i) out[i] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
   }
 
-  // Adds the sum over eight vectors of a column times a row. left: of both vectors of token t, rows g and g + 8 of the first,
-  // then of the second; cells: of tokens.
-  __device__ __forceinline__ void add_products(const Parts<4>& left, const float* cells) {
+  // Decays every element and adds the sum over eight vectors of a column times a row. left: of both vectors of token t, both
+  // rows of the first, then of the second; cells: of tokens. decays(step): two pairs as of GroupCells::of_whole, of rows
+  // or columns.
+  template <bool kDecaysOfRows, class Decays>
+  __device__ __forceinline__ void update(const Parts<4>& left, const float* cells, const Decays& decays) {
     const float* const mine = cells + Cells::of_token(0, lane_column(), lane_row());
 #pragma unroll
     for (int first = 0; first < kSteps; first += kAtOnce) {
@@ -64,15 +66,32 @@ struct TensorTile {
       for (int s = 0; s < kAtOnce; ++s) right[s].set(*reinterpret_cast<const float4*>(mine + 32 * (first + s)));
       multiply_add(sums, [&](int) -> const Parts<4>& { return left; }, right);
 #pragma unroll
-      for (int s = 0; s < kAtOnce; ++s)
+      for (int s = 0; s < kAtOnce; ++s) {
+        const float4 d = decays(first + s);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) x[first + s][i] += sums[s][i];
+        for (int i = 0; i < 4; ++i) {
+          const bool second = kDecaysOfRows ? i / 2 : i % 2;
+          float& element = x[first + s][i];
+          element = fmaf(second ? d.z : d.x, element, fmaf(second ? d.w : d.y, element, sums[s][i]));
+        }
+      }
     }
   }
 
-  // Such a left operand, of rows from first_row on, from cells of tokens. nothing: 0, which the compiler must not know: it would
-  // load neighbouring words at once, into registers in another order than the tensor cores want, and copy them before each
-  // product.
+  // whole: decays of the group, of all rows or columns.
+  __device__ __forceinline__ void decay_rows_and_add(const Parts<4>& left, const float* cells, const float* whole,
+                                                     int first_row) {
+    const float4 d = *reinterpret_cast<const float4*>(whole + 2 * (first_row + row(0)));
+    update<true>(left, cells, [&](int) { return d; });
+  }
+  __device__ __forceinline__ void decay_columns_and_add(const Parts<4>& left, const float* cells, const float* whole) {
+    update<false>(left, cells, [&](int step) { return *reinterpret_cast<const float4*>(whole + 2 * column(step, 0)); });
+  }
+
+  // Such left operands, of rows from first_row on. nothing: 0, which the compiler must not know: it would load neighbouring words
+  // at once, into registers in another order than the tensor cores want, and copy them before each product.
+  //
+  // From cells of tokens.
   __device__ __forceinline__ static Parts<4> left_of_tokens(const float* cells, int first_row, int nothing) {
     Parts<4> left;
 #pragma unroll
@@ -84,48 +103,28 @@ struct TensorTile {
     }
     return left;
   }
-  // From cells of pairs, of which it takes no neighbours.
-  __device__ __forceinline__ static Parts<4> left_of_pairs(const float* cells, int first_row) {
+  // From cells of pairs.
+  __device__ __forceinline__ static Parts<4> left_of_pairs(const float* cells, int first_row, int nothing) {
     Parts<4> left;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float* const at = cells + Cells::of_pair(i / 2, lane_column(), first_row + row(i % 2 * 2));
-      left.set(i, at[0], at[2]);
+    for (int set = 0; set < 2; ++set) {
+      const float* const cell = cells + Cells::of_pair(set, lane_column(), first_row + row(0));
+      const float2 pair = *reinterpret_cast<const float2*>(cell);
+      const float2 rests = *reinterpret_cast<const float2*>(cell + nothing + 2);
+      left.set(2 * set, pair.x, rests.x);
+      left.set(2 * set + 1, pair.y, rests.y);
     }
     return left;
   }
-
-  // Every element times a decay, given as retentions of columns.
-  __device__ __forceinline__ void decay_columns(const float* vector) {
-    float d[2 * kSteps];
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      const float2 pair = *reinterpret_cast<const float2*>(vector + 8 * step + 2 * lane_column());
-      d[2 * step] = pair.x, d[2 * step + 1] = pair.y;
-    }
-    decay(all_near_one(d), [&](int step, int i) { return d[2 * step + i % 2]; });
-  }
-
-  // The same with those of rows, `vector` from the tile's first row on.
-  __device__ __forceinline__ void decay_rows(const float* vector) {
-    const float d[2] = {vector[lane_row()], vector[lane_row() + 8]};
-    decay(all_near_one(d), [&](int, int i) { return d[i / 2]; });
+  // From two elements of each vector, one behind the other.
+  __device__ __forceinline__ static Parts<4> left_of_elements(const float* first, const float* second, int nothing) {
+    Parts<4> left;
+    left.set(0, first[0]), left.set(1, first[nothing + 1]), left.set(2, second[0]), left.set(3, second[nothing + 1]);
+    return left;
   }
 
  private:
   static constexpr int kAtOnce = 4;  // steps, because each product waits for the one before to the same sum
-
-  template <class Retention>
-  __device__ __forceinline__ void decay(bool all_near, const Retention& retention) {
-    const auto all = [&](auto near) {
-      for_each([&](int step, int i, float& element) {
-        const float d = retention(step, i);
-        element = fmaf(d, element, kept<decltype(near)::value>(d, element));
-      });
-    };
-    if (all_near) all(Constant<true>());
-    else all(Constant<false>());
-  }
 };
 
 }  // namespace flash_rwkv::cuda

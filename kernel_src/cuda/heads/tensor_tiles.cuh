@@ -65,28 +65,35 @@ class TensorTiles {
     });
   }
 
-  // --- The kept state: each warp its own columns, in an order in which lanes do not share banks
+  // --- The kept state: every thread its own elements
 
-  // In the background. A lane takes four columns of every eighth row.
-  __device__ __forceinline__ void fetch_checkpoint(const float* matrix) {
-    __syncwarp();
-    const int row = lane_row(), column = 4 * lane_column();
-    SharedWords<uint4> words(kept() + kept_at(row % 2 + column / 8 * 2, row / 2, column % 8));
-    const float* const from = matrix + row * size_ + first_ + column;
+  __device__ __forceinline__ void fetch_checkpoint(const float* matrix) {  // in the background
+    SharedWords<uint2> words(kept());
+    const bool exists = row_of(0) < size_;
+    const float* from = matrix + Tile::column(0, 0) * size_ + row_of(0);
 #pragma unroll
-    for (int step = 0; step < Tile::kSteps; ++step)
-      words.fetch(step * kKeptStep / 4, reinterpret_cast<const uint4*>(from + step * 8 * size_),
-                  8 * step + row < size_ && first_ + column < size_);
+    for (int step = 0; step < Tile::kSteps; ++step) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        words.fetch(step * kKeptStep / 2 + i, reinterpret_cast<const uint2*>(from + i * size_),
+                    exists && 8 * step < size_);
+      from += 8 * size_;
+    }
   }
   __device__ __forceinline__ void keep() {
-    float* const to = kept() + kept_at(0, t(), g());
-    state_.for_each([&](int step, int i, float x) { to[step * kKeptStep + kept_at(i, 0, 0)] = x; });
-    __syncwarp();
+#pragma unroll
+    for (int step = 0; step < Tile::kSteps; ++step) {
+      const float (&x)[4] = state_.x[step];
+      *reinterpret_cast<float4*>(kept() + step * kKeptStep) = make_float4(x[0], x[2], x[1], x[3]);
+    }
   }
   __device__ __forceinline__ void recall() {
-    __syncwarp();
-    const float* const from = kept() + kept_at(0, t(), g());
-    state_.for_each([&](int step, int i, float& x) { x = from[step * kKeptStep + kept_at(i, 0, 0)]; });
+#pragma unroll
+    for (int step = 0; step < Tile::kSteps; ++step) {
+      float (&x)[4] = state_.x[step];
+      const float4 four = *reinterpret_cast<const float4*>(kept() + step * kKeptStep);
+      x[0] = four.x, x[2] = four.y, x[1] = four.z, x[3] = four.w;
+    }
   }
 
   // --- A group
@@ -116,8 +123,8 @@ class TensorTiles {
   }
 
   __device__ __forceinline__ void forward() {
-    state_.decay_rows(cells(Cells::kWhole) + first_);
-    state_.add_products(Tile::left_of_pairs(cells(Cells::kWritten), first_), cells(Cells::kWrittenRows));
+    state_.decay_rows_and_add(Tile::left_of_pairs(cells(Cells::kWritten), first_, size_ >> 16),
+                              cells(Cells::kWrittenRows), cells(Cells::kWhole), first_);
   }
 
   __device__ __forceinline__ void begin_back() { gradient_.products(cells(Cells::kWritten), rows_); }
@@ -134,11 +141,10 @@ class TensorTiles {
 
     state_.products(cells(Cells::kReadRows), sums);
     leave_sums(sums, Sums::read(0, t()), Sums::read(1, t()));
-    gradient_.decay_columns(cells(Cells::kWhole));
-    gradient_.add_products(Tile::left_of_tokens(shared_ + Memory::kRowCells, first_, size_ >> 16), cells(Cells::kRead));
-    transposed_.decay_rows(cells(Cells::kWhole) + first_);
-    transposed_.add_products(Tile::left_of_tokens(cells(Cells::kRead), first_, size_ >> 16),
-                             shared_ + Memory::kRowCells);
+    const auto left = Tile::left_of_elements(token_vector(t(), Op::kDy) + row_of(0), own_dsa(), size_ >> 16);
+    gradient_.decay_columns_and_add(left, cells(Cells::kRead), cells(Cells::kWhole));
+    transposed_.decay_rows_and_add(Tile::left_of_tokens(cells(Cells::kRead), first_, size_ >> 16),
+                                   shared_ + Memory::kRowCells, cells(Cells::kWhole), first_);
     row_factors<Op, Shape>(shared_, shared_ + Memory::kDsa + first_, first_, shared_ + Memory::kRowShares);
   }
 
@@ -147,16 +153,16 @@ class TensorTiles {
   using Cells = typename Memory::Scaled;
   using Sums = typename Memory::Sums;
   static constexpr int kPairs = Shape::kWidth / 2;
-  static constexpr int kKeptStep = 8 * kTensorRows;
+  static constexpr int kKeptStep = 4 * Shape::kThreads;
 
   __device__ __forceinline__ static int g() { return lane_row(); }
   __device__ __forceinline__ static int t() { return lane_column(); }
   __device__ __forceinline__ int row_of(int i) const { return first_ + Tile::row(i); }
 
-  __device__ __forceinline__ float* kept() const { return shared_ + Memory::kKept + warp_ * Tile::kSteps * kKeptStep; }
-  // Of eight rows: element i of lane (g, t).
-  __device__ __forceinline__ static constexpr int kept_at(int i, int t, int g) {
-    return (i % 2 * 2 + i / 2) * 32 + t * 8 + g;
+  __device__ __forceinline__ float* kept() const { return shared_ + Memory::kKept + 4 * threadIdx.x; }
+  // Of token t, at this lane's rows.
+  __device__ __forceinline__ float* own_dsa() const {
+    return shared_ + Memory::kDsa + t() * kDsaStride<Shape> + row_of(0);
   }
 
   // f(row, first column, its element) for all fours of the block's matrix in shared memory.
@@ -186,52 +192,54 @@ class TensorTiles {
     Cells::put(shared_ + Memory::kScaled + which + Cells::of_pair(set, token, row), pair.x, pair.y);
   }
 
-  // What later tokens of the group add to the gradients of the row vectors that token t writes, rows g and g + 8.
+  // What later tokens of the group add to the gradients of the row vectors that token t writes.
   __device__ __forceinline__ void add_later_rows() {
-    float* const factors = shared_ + Memory::kWholeFactors + warp_ * Memory::Factors::kFloats;
-    Memory::Factors::add_up(shared_ + Memory::kColumnShares, factors);
+    using Factors = typename Memory::Factors;
+    float* const table = shared_ + Memory::kWholeFactors + warp_ * Memory::kOwnFactors;
+    Factors::tabulate(shared_ + Memory::kColumnShares, table);
+    float factors[2][kGroup];
+    const auto load_factors = [&](bool is_behind) {
+#pragma unroll
+      for (int set = 0; set < 2; ++set) elements_of(table + Factors::row_of_table(is_behind, set, t()), factors[set]);
+    };
+    load_factors(false);
 #pragma unroll
     for (int s = 0; s < kGroup; ++s) {
-      const float* const dy = token_vector(s, Op::kDy) + first_;
+      float dy[2];
+      elements_of(token_vector(s, Op::kDy) + row_of(0), dy);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float more =
-            fmaf(dy[Tile::row(i)], factors[i % 2 * flash_rwkv::cuda::kPairs + from_on(t(), s)], rows_[i]);
-        rows_[i] = s >= t() ? more : rows_[i];
-      }
+      for (int i = 0; i < 4; ++i) rows_[i] = fmaf(dy[i / 2], factors[i % 2][s], rows_[i]);
     }
+    load_factors(true);
 #pragma unroll
     for (int s = kGroup - 1; s > 0; --s) {
       const int owner = static_cast<int>(threadIdx.x) % kWarp / 4 * 4 + s;
       const float dsa[2] = {__shfl_sync(kAllLanes, rows_[1], owner), __shfl_sync(kAllLanes, rows_[3], owner)};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float more = fmaf(dsa[i / 2], factors[i % 2 * flash_rwkv::cuda::kPairs + behind(t(), s)], rows_[i]);
-        rows_[i] = s > t() ? more : rows_[i];
-      }
+      for (int i = 0; i < 4; ++i) rows_[i] = fmaf(dsa[i / 2], factors[i % 2][s], rows_[i]);
     }
   }
 
   // dv to global memory; dsa, together with dy, to all warps.
   __device__ __forceinline__ void write_rows(int first) const {
     const GradientRows dv = reinterpret_cast<const GradientRows*>(shared_ + Memory::kGradientRows)[Op::kGradients];
-    T* const to = reinterpret_cast<T*>(dv.data + (first + t()) * dv.token_bytes);
+    const int row = row_of(0);
+    if (first + t() < length_ && row < size_)
+      store_pair(reinterpret_cast<T*>(dv.data + (first + t()) * dv.token_bytes) + row, rows_[0], rows_[2]);
+    store_pair(own_dsa(), rows_[1], rows_[3]);
+    Cells::put(shared_ + Memory::kScaled + Cells::kReadRows + Cells::of_pair(1, t(), row), rows_[1], rows_[3]);
+    float dy[2];
+    elements_of(token_vector(t(), Op::kDy) + row, dy);
 #pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-      const int row = row_of(i);
-      const float dsa = rows_[i + 1];
-      if (first + t() < length_ && row < size_) to[row] = from_float<T>(rows_[i]);
-      shared_[Memory::kDsa + t() * kDsaStride<Shape> + row] = dsa;
-      Cells::put(shared_ + Memory::kScaled + Cells::kReadRows + Cells::of_pair(1, t(), row), dsa);
-      Cells::put(shared_ + Memory::kRowCells + Cells::of_token(0, t(), row), token_vector(t(), Op::kDy)[row], dsa);
-    }
+    for (int i = 0; i < 2; ++i)
+      Cells::put(shared_ + Memory::kRowCells + Cells::of_token(0, t(), row + i), dy[i], rows_[2 * i + 1]);
   }
 
-  // Sums over value rows, for columns g and g + 8 of this warp's.
+  // Sums over value rows, for this lane's columns.
   __device__ __forceinline__ void leave_sums(const float (&sums)[4], int first, int second) const {
-    float* const to = shared_ + Memory::kSums;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[(i % 2 == 0 ? first : second) + row_of(i)] = sums[i];
+    float* const to = shared_ + Memory::kSums + row_of(0);
+    store_pair(to + first, sums[0], sums[2]);
+    store_pair(to + second, sums[1], sums[3]);
   }
 
   __device__ __forceinline__ void leave_overlap() {
@@ -251,7 +259,7 @@ class TensorTiles {
   const int warp_;
   const int first_;  // of this warp's value rows, and of its columns
   Tile gradient_, transposed_, state_;
-  float rows_[4];  // gradients of what token t writes, both vectors at row g, then at row g + 8
+  float rows_[4];  // gradients of what token t writes, both vectors at row 2 g, then at row 2 g + 1
 };
 
 }  // namespace flash_rwkv::cuda

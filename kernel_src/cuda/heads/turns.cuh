@@ -30,7 +30,7 @@ class Turns {
     __syncthreads();
     int ticket = *shared_;
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // older devices do not come here
-    ticket = ptx::redux_sync_min_s32(ticket);  // so that the compiler keeps what follows from it once a warp
+    ticket = ptx::redux_sync_min_s32(ticket);        // so that the compiler keeps what follows from it once a warp
 #endif
     return {ticket % units_, windows_ - 1 - ticket / units_};
   }
