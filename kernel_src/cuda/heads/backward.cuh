@@ -27,7 +27,7 @@ namespace flash_rwkv::cuda {
 struct Step {
   int group;
   bool back;
-  bool recall;       // the state before the group is the kept one; else it is at hand
+  bool recall;       // the state before the group is the kept one, as behind each step back; else it is at hand
   bool keep_middle;  // it is to be kept
   bool keep_start;   // the state before the block of the next step is to be kept
 };
@@ -114,6 +114,7 @@ __device__ __forceinline__ void backward_window(const typename Op::Params& p, co
     keep_checkpoint(end_block - 1);
     stage.fetch(end_block - 1, step_of(0).group, vectors_of(step_of(0)));
     wait_for_loads();
+    if (Tiles::kRecallsAhead) tiles.recall();
     __syncthreads();
     stage.commit(shared, end_block - 1, step_of(0).group, vectors_of(step_of(0)));
     __syncthreads();
@@ -131,16 +132,17 @@ __device__ __forceinline__ void backward_window(const typename Op::Params& p, co
       if (more && (last || !Memory::Stage::kWholeBlocks)) stage.fetch(block - last, next.group, vectors_of(next));
 
       if (step.back) tiles.begin_back();
-      if (step.recall) tiles.recall();
+      if (step.recall && !Tiles::kRecallsAhead) tiles.recall();
       if (step.keep_middle) tiles.keep();
       if (step.keep_start && more) keep_checkpoint(block - last);
       if (step.back) {
         tiles.back(first);
-        if (last) wait_for_loads();
+        if (step.keep_start) wait_for_loads();
         __syncthreads();
         of_columns.group(shared, first);
         __syncthreads();
         of_columns.decays(first);
+        if (Tiles::kRecallsAhead) tiles.recall();
       } else if (!Tiles::kScalesForward) {
         tiles.forward();
         __syncthreads();

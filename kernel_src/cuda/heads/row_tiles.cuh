@@ -215,6 +215,8 @@ class RowTiles {
   __device__ __forceinline__ void keep() { kept_.store(state_); }
   __device__ __forceinline__ void recall() { kept_.load(state_); }
 
+  static constexpr bool kRecallsAhead = false;
+
   // Going forward takes tokens as they are.
   static constexpr bool kScalesForward = false;
 

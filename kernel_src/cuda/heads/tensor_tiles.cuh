@@ -96,6 +96,9 @@ class TensorTiles {
     }
   }
 
+  // As soon as a step back is done with, so that the state takes no registers in the end of that.
+  static constexpr bool kRecallsAhead = true;
+
   // --- A group
 
   static constexpr bool kScalesForward = true;
