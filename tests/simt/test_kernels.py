@@ -100,6 +100,22 @@ def test_wkv7_gradients_on_tensor_cores(simt_kernel, precision) -> None:
     assert_right(simt_kernel, OPERATORS["wkv7"], inputs, 1, cu_seqlens=cu_seqlens)
 
 
+@pytest.mark.parametrize("lengths", [[300], [130, 0, 129, 1]], ids=str)
+def test_wkv7_gradients_in_windows(simt_kernel, lengths) -> None:
+    """Blocks take windows of tokens in turn; sequences that end in different ones."""
+    cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    inputs = make_inputs(
+        OPERATORS["wkv7"],
+        batch=1,
+        tokens=sum(lengths),
+        heads=2,
+        size=64,
+        sequences=len(lengths),
+        dtype=torch.bfloat16,
+    )
+    assert_right(simt_kernel, OPERATORS["wkv7"], inputs, 1, cu_seqlens=cu_seqlens)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
 def test_layouts(simt_kernel, operator, layout) -> None:

@@ -4,7 +4,8 @@
 // 16 tokens are taken from the last to the first, each in *steps* of a group of four tokens: forward, to find the state
 // before a later group, and back. G, the gradient of the state, stays in registers throughout.
 // group.cuh says what happens within a group, row_tiles.cuh and tensor_tiles.cuh what holds the state and G. Nothing is divided
-// by a decay. Sums over rows are added up in the order of the warps, and of the blocks where several share a head: no atomics.
+// by a decay. Sums over rows are added up in the order of the warps, and of the blocks where several share a head: no atomics on
+// floats.
 //
 // Op says what the state is read and written with: see wkv6/backward.cu and wkv7/backward.cu.
 #pragma once
