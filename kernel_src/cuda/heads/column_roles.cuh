@@ -64,6 +64,14 @@ class ColumnGradients {
     load_columns(tokens + vector * kWidth + column, Memory::kToken, out);
   }
 
+  __device__ __forceinline__ void load_decays(const float* tokens, int column, GroupColumns& d) const {
+    load(tokens, Op::kDecay, column, d);
+#pragma unroll
+    for (int t = 0; t < kGroup; ++t)
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) d[t][i] = decay_of(d[t][i]);
+  }
+
   __device__ __forceinline__ void add_sums(int vector, int column, GroupColumns& out) const {
     add_columns<Shape::kShares>(shared_ + Memory::kSums + vector + column, Sums::kFloats, Sums::kStride, out);
   }
@@ -88,7 +96,7 @@ class ColumnGradients {
     float factors[Op::kSets][kPairs];
     GroupColumns start, d, written[Op::kSets], with, out, dd;
     add_sums(Sums::read(role, 0), column, start);
-    load(tokens, Op::kDecay, column, d);
+    load_decays(tokens, column, d);
 #pragma unroll
     for (int set = 0; set < Op::kSets; ++set) {
       elements_of(whole + set * kPairs, factors[set]);
@@ -126,7 +134,7 @@ class ColumnGradients {
       }
     }
     elements_of(whole + set * kPairs, factors);
-    load(tokens, Op::kDecay, column, d);
+    load_decays(tokens, column, d);
     load(tokens, Op::written_column(set), column, written);
     load(tokens, Op::kR, column, r);
     if constexpr (Op::kFeedback) load(tokens, Op::kA, column, a);

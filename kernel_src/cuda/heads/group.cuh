@@ -21,17 +21,11 @@ __device__ __forceinline__ float decay_of(float retention) {
   return is_near_one(retention) ? 1.0f + retention : retention;
 }
 
-// The retention of a product of decays, the number of which is `product`, from their retentions.
-template <int kCount>
-__device__ __forceinline__ float retention_of_product(const float (&retention)[kCount], float product) {
-  float minus_one = retention[0];
-  int signs = __float_as_int(retention[0]);
-#pragma unroll
-  for (int i = 1; i < kCount; ++i) {
-    minus_one = fmaf(minus_one, retention[i], minus_one + retention[i]);
-    signs &= __float_as_int(retention[i]);
-  }
-  return signs < 0 && minus_one > -0.5f ? -fabsf(minus_one) : product;
+// The retention of a product of decays.
+__device__ __forceinline__ float retention_product(float x, float y) {
+  const float minus_one = fmaf(x, y, x + y);
+  const bool near = is_near_one(x) && is_near_one(y) && minus_one > -0.5f;
+  return near ? -fabsf(minus_one) : __fmul_rn(decay_of(x), decay_of(y));
 }
 
 // --- Columns -----------------------------------------------------------------------------------------------------------
@@ -54,20 +48,21 @@ class ColumnPreparation {
   __device__ __forceinline__ static void run_forward(const float* tokens, float* scaled) {
     share_out<Op::kSets * Shape::kWidth, Shape::kThreads>([&](int unit) {
       const int set = unit / Shape::kWidth, column = unit % Shape::kWidth;
-      float retention[kGroup], behind = 1.0f;
+      float whole = 0.0f, behind = 1.0f;
 #pragma unroll
       for (int t = kGroup - 1; t >= 0; --t) {
         const float* const token = tokens + t * kTokenStride<Op, Shape> + column;
-        retention[t] = token[Op::kDecay * Shape::kWidth];
+        const float retention = token[Op::kDecay * Shape::kWidth];
+        whole = t == kGroup - 1 ? retention : retention_product(retention, whole);
         Vectors::put_written(scaled, set, t, column, __fmul_rn(token[Op::written_column(set) * Shape::kWidth], behind));
-        behind = __fmul_rn(behind, decay_of(retention[t]));
+        behind = __fmul_rn(behind, decay_of(retention));
       }
-      if (set == 0) Vectors::put_whole(scaled, column, retention_of_product(retention, behind));
+      if (set == 0) Vectors::put_whole(scaled, column, whole);
     });
   }
 
-  // All of it. Tokens have decays in the place of retentions afterwards. scratch: of this warp.
-  __device__ __forceinline__ static void run(float* tokens, const float* bonus, float* scaled, float* scratch,
+  // All of it. scratch: of this warp.
+  __device__ __forceinline__ static void run(const float* tokens, const float* bonus, float* scaled, float* scratch,
                                              float* shares) {
     const Factors factor;
     const float* const x = scratch + seen(factor.set, factor.earlier, factor.later) * kStride;
@@ -75,15 +70,8 @@ class ColumnPreparation {
     float share = 0.0f;
 #pragma unroll 1
     for (int first = threadIdx.x / kWarp * kColumns; first < Shape::kWidth; first += Shape::kWarps * kColumns) {
-      const int column = first + static_cast<int>(threadIdx.x) % kColumns;
-      float d[kGroup];
-      scale(tokens, bonus, scaled, scratch, column, d);
+      scale(tokens, bonus, scaled, scratch, first + static_cast<int>(threadIdx.x) % kColumns);
       __syncwarp();
-      if (factor.set == 0) {
-#pragma unroll
-        for (int t = 0; t < kGroup; ++t)
-          tokens[t * kTokenStride<Op, Shape> + Op::kDecay * Shape::kWidth + column] = d[t];
-      }
       share += Factors::template dot<kColumns>(x, y);
       __syncwarp();
     }
@@ -107,12 +95,12 @@ class ColumnPreparation {
   }
 
   __device__ __forceinline__ static void scale(const float* tokens, const float* bonus, float* scaled, float* scratch,
-                                               int column, float (&d)[kGroup]) {
+                                               int column) {
     constexpr int kWidth = Shape::kWidth;
     constexpr int kToken = kTokenStride<Op, Shape>;
     const int set = static_cast<int>(threadIdx.x) / kColumns % Op::kSets;
     float* const mine = scratch + static_cast<int>(threadIdx.x) % kColumns;
-    float retention[kGroup], x[kGroup], r[kGroup], a[kGroup] = {};
+    float retention[kGroup], d[kGroup], x[kGroup], r[kGroup], a[kGroup] = {};
 #pragma unroll
     for (int t = 0; t < kGroup; ++t) {
       const float* const token = tokens + t * kToken + column;
@@ -152,7 +140,11 @@ class ColumnPreparation {
       if (set == 0 && t > 0) reads[(3 + t) * kStride] = Op::kFeedback ? __fmul_rn(r[t], d[t]) : r[t];
       if (set == 1 && t > 0) reads[(6 + t) * kStride] = a[t];
     }
-    if (set == 0) Vectors::put_whole(scaled, column, retention_of_product(retention, before));
+    if (set != 0) return;
+    float whole = retention[0];
+#pragma unroll
+    for (int t = 1; t < kGroup; ++t) whole = retention_product(whole, retention[t]);
+    Vectors::put_whole(scaled, column, whole);
   }
 };
 
