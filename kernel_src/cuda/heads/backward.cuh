@@ -189,11 +189,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
 constexpr int64_t kMostScratchBytes = int64_t{256} << 20;
 constexpr int64_t kLeastWindow = 256;
 
-// Where blocks take turns, a window takes some fifty times as long as to begin and to end it. There are no windows but the
-// whole where there is a head for each multiprocessor and no more, or so many that turns alone keep these at work.
+// Where blocks take turns, a window takes some fifty times as long as to begin and to end it.
 constexpr int64_t kLeastTurn = 128;
 constexpr int64_t kMostTurns = 32;  // a head
-constexpr int64_t kManyHeads = 24;  // a multiprocessor
 
 struct Split {
   int64_t parts;   // blocks of rows of a head
@@ -208,9 +206,20 @@ inline int64_t between(int64_t least, int64_t x, int64_t most) { return x > most
 
 inline int64_t windows_of(int64_t tokens, int64_t each) { return each == 0 ? 1 : (tokens + each - 1) / each; }
 
-inline int64_t tokens_of_turn(int64_t units, int64_t tokens) {
-  const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount);
-  if (units <= processors || units >= kManyHeads * processors || tokens <= kLeastTurn) return tokens;
+// Blocks that the device holds at a time.
+template <class Op, class Shape>
+int64_t places_of(const typename Op::Params& p) {
+  constexpr int64_t kReserved = 1024;  // of shared memory, by the driver, a block
+  const int64_t bytes = p.r.dtype == DType::kFloat32 ? BackwardMemory<Op, float, Shape>::bytes()
+                                                     : BackwardMemory<Op, __nv_bfloat16, Shape>::bytes();
+  const int64_t fit = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / (bytes + kReserved);
+  return between(1, fit, Shape::kBlocksPerProcessor) * device_attribute(cudaDevAttrMultiProcessorCount);
+}
+
+// Tokens of a window: all, unless whole heads would leave more than an eighth of the places idle in their last round.
+inline int64_t tokens_of_turn(int64_t units, int64_t places, int64_t tokens) {
+  const int64_t rounds = (units + places - 1) / places;
+  if (rounds <= 1 || 8 * rounds * places <= 9 * units || tokens <= kLeastTurn) return tokens;
   const int64_t least = between(kLeastTurn, (tokens + kMostTurns - 1) / kMostTurns, tokens);
   return (least + kCudaCheckpointTokens - 1) / kCudaCheckpointTokens * kCudaCheckpointTokens;
 }
@@ -220,7 +229,8 @@ Split split_of(const typename Op::Params& p) {
   const int64_t all = p.sequences.tokens;
   if (Shape::kTakesTurns) {
     const int64_t units = p.sequences.count * p.num_heads;
-    return {1, p.num_heads, tokens_of_turn(units, all), (1 + units) * static_cast<int64_t>(sizeof(int))};
+    const int64_t tokens = tokens_of_turn(units, places_of<Op, Shape>(p), all);
+    return {1, p.num_heads, tokens, (1 + units) * static_cast<int64_t>(sizeof(int))};
   }
   const int64_t parts = (p.head_size + Shape::kBlockRows - 1) / Shape::kBlockRows;
   const int64_t each =  // a head and token
