@@ -161,7 +161,7 @@ __device__ __forceinline__ void backward_window(const typename Op::Params& p, co
 }
 
 template <class Op, class T, class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
+__global__ void __launch_bounds__(Shape::kThreads, (blocks_per_processor<T, Shape>()))
     backward_kernel(const __grid_constant__ typename Op::Params p, const __grid_constant__ typename Op::Gradients g,
                     const __grid_constant__ PartsPlan plan) {
   extern __shared__ float4 shared_fours[];
@@ -210,10 +210,14 @@ inline int64_t windows_of(int64_t tokens, int64_t each) { return each == 0 ? 1 :
 template <class Op, class Shape>
 int64_t places_of(const typename Op::Params& p) {
   constexpr int64_t kReserved = 1024;  // of shared memory, by the driver, a block
-  const int64_t bytes = p.r.dtype == DType::kFloat32 ? BackwardMemory<Op, float, Shape>::bytes()
-                                                     : BackwardMemory<Op, __nv_bfloat16, Shape>::bytes();
-  const int64_t fit = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / (bytes + kReserved);
-  return between(1, fit, Shape::kBlocksPerProcessor) * device_attribute(cudaDevAttrMultiProcessorCount);
+  const auto of_type = [](auto type) {
+    using T = decltype(type);
+    const int64_t bytes = BackwardMemory<Op, T, Shape>::bytes() + kReserved;
+    const int64_t fit = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / bytes;
+    return between(1, fit, blocks_per_processor<T, Shape>());
+  };
+  const int64_t blocks = p.r.dtype == DType::kFloat32 ? of_type(float()) : of_type(__nv_bfloat16());
+  return blocks * device_attribute(cudaDevAttrMultiProcessorCount);
 }
 
 // Tokens of a window: all, unless whole heads would leave more than an eighth of the places idle in their last round.

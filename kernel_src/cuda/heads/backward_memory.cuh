@@ -31,6 +31,7 @@ struct BackwardShape {
   static constexpr int kShares = kWarps;  // of each sum over rows
   // Sixteen warps leave a thread 128 registers, eight 255.
   static constexpr int kBlocksPerProcessor = (kWidth == 256 ? 8 : 16) / kWarps;
+  static constexpr int kWideBlocksPerProcessor = kBlocksPerProcessor;
 };
 
 // A warp has 16 rows of the gradient, and as many columns of it and of the state, for the tensor cores.
@@ -48,8 +49,14 @@ struct TensorShape {
   using Vectors = GroupCells<kWidth>;
   static constexpr int kRowCellFloats = Vectors<2>::kTokenFloats;  // of dy and dsa
   static constexpr int kShares = 1;
-  static constexpr int kBlocksPerProcessor = 3;  // leaves a thread 168 registers
+  static constexpr int kBlocksPerProcessor = 3;      // leaves a thread 168 registers
+  static constexpr int kWideBlocksPerProcessor = 2;  // fit with tokens in fp32, and leave 255
 };
+
+template <class T, class Shape>
+constexpr int blocks_per_processor() {
+  return sizeof(T) == sizeof(float) ? Shape::kWideBlocksPerProcessor : Shape::kBlocksPerProcessor;
+}
 
 // Shared memory of a block, in floats. A token is its plain vectors, those that forward saved, the decay, and the
 // derivative of the decay by w.
