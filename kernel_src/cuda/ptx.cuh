@@ -36,6 +36,15 @@ __device__ __forceinline__ unsigned cvt_rna_tf32_f32(float x) {
   return rounded;
 }
 
+// --- Registers -------------------------------------------------------------------------------------------------------
+
+// The least x of the warp. Capability 8.0.
+__device__ __forceinline__ int redux_sync_min_s32(int x) {
+  int least;
+  asm volatile("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(least) : "r"(x));
+  return least;
+}
+
 // --- Global memory ---------------------------------------------------------------------------------------------------
 
 // Of two and of four words at once.
@@ -46,6 +55,25 @@ __device__ __forceinline__ void st_global_b32(void* to, uint4 words) {
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z),
                "r"(words.w)
                : "memory");
+}
+
+// --- Words that blocks tell each other something by. Capability 7.0. ---------------------------------------------------
+
+// The word before.
+__device__ __forceinline__ int atom_add_relaxed_gpu_s32(int* at, int x) {
+  int before;
+  asm volatile("atom.add.relaxed.gpu.global.s32 %0, [%1], %2;" : "=r"(before) : "l"(at), "r"(x) : "memory");
+  return before;
+}
+
+// Who reads what has been written so sees all that the writer had written and seen before.
+__device__ __forceinline__ void st_release_gpu_s32(int* to, int x) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
+}
+__device__ __forceinline__ int ld_acquire_gpu_s32(const int* from) {
+  int x;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+  return x;
 }
 
 // --- Barriers of some warps of a block, 1 … 15; 0 is that of __syncthreads ---------------------------------------------

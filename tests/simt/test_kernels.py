@@ -78,6 +78,47 @@ def test_packed(simt_kernel, operator) -> None:
     assert_right(simt_kernel, operator, inputs, 132, cu_seqlens=cu_seqlens)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_wkv7_gradients_on_tensor_cores(simt_kernel, precision) -> None:
+    """Where heads are many: decays from 1 down to 0, any lengths, heads less wide than the products."""
+    dtype, wide_dtype = PRECISIONS[precision]
+    lengths = [0, 37, 1, 16, 5]
+    cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    inputs = make_inputs(
+        OPERATORS["wkv7"],
+        batch=1,
+        tokens=sum(lengths),
+        heads=2,
+        size=48,
+        sequences=len(lengths),
+        dtype=dtype,
+        wide_dtype=wide_dtype,
+    )
+    generator = torch.Generator().manual_seed(2)
+    log_decays = -torch.exp(13 * torch.rand(inputs["w"].shape, generator=generator) - 9)
+    inputs["w"] = log_decays.to(inputs["w"].dtype)
+    assert_right(simt_kernel, OPERATORS["wkv7"], inputs, 1, cu_seqlens=cu_seqlens)
+
+
+@pytest.mark.parametrize("lengths", [[300], [130, 0, 129, 1]], ids=str)
+def test_wkv7_gradients_in_windows(simt_kernel, lengths) -> None:
+    """Blocks take windows of tokens in turn, if a round of whole heads, three here, would be half empty.
+
+    Sequences that end in different windows.
+    """
+    cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    inputs = make_inputs(
+        OPERATORS["wkv7"],
+        batch=1,
+        tokens=sum(lengths),
+        heads=4 // len(lengths),
+        size=64,
+        sequences=len(lengths),
+        dtype=torch.bfloat16,
+    )
+    assert_right(simt_kernel, OPERATORS["wkv7"], inputs, 1, cu_seqlens=cu_seqlens)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
 def test_layouts(simt_kernel, operator, layout) -> None:

@@ -3,8 +3,9 @@
 // A block of threads owns some value rows of one head. Forward has saved the state before every 16th token. Blocks of
 // 16 tokens are taken from the last to the first, each in *steps* of a group of four tokens: forward, to find the state
 // before a later group, and back. G, the gradient of the state, stays in registers throughout.
-// group.cuh says what happens within a group. Nothing is divided by a decay. Sums over rows are formed by each warp and
-// added up in the order of the warps, and of the blocks where several share a head: no atomics.
+// group.cuh says what happens within a group, row_tiles.cuh and tensor_tiles.cuh what holds the state and G. Nothing is divided
+// by a decay. Sums over rows are added up in the order of the warps, and of the blocks where several share a head: no atomics on
+// floats.
 //
 // Op says what the state is read and written with: see wkv6/backward.cu and wkv7/backward.cu.
 #pragma once
@@ -13,10 +14,10 @@
 #include "cuda/heads/column_roles.cuh"
 #include "cuda/heads/device.h"
 #include "cuda/heads/group.cuh"
-#include "cuda/heads/kept_tile.cuh"
 #include "cuda/heads/parts.cuh"
-#include "cuda/heads/stage.cuh"
-#include "cuda/heads/state.cuh"
+#include "cuda/heads/row_tiles.cuh"
+#include "cuda/heads/tensor_tiles.cuh"
+#include "cuda/heads/turns.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 
@@ -27,7 +28,7 @@ namespace flash_rwkv::cuda {
 struct Step {
   int group;
   bool back;
-  bool recall;       // the state before the group is the kept one; else it is at hand
+  bool recall;       // the state before the group is the kept one, as behind each step back; else it is at hand
   bool keep_middle;  // it is to be kept
   bool keep_start;   // the state before the block of the next step is to be kept
 };
@@ -41,34 +42,27 @@ __device__ __forceinline__ Step step_of(int i) {
           is_in(0b10010000)};
 }
 
+// Tokens from first_token on, of one head of one sequence.
 template <class Op, class T, class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
-    backward_kernel(const __grid_constant__ typename Op::Params p, const __grid_constant__ typename Op::Gradients g,
-                    const __grid_constant__ PartsPlan plan) {
-  using Layout = typename Shape::Layout;
+__device__ __forceinline__ void backward_window(const typename Op::Params& p, const typename Op::Gradients& g,
+                                                const PartsPlan& plan, int unit, int part, int first_token,
+                                                float* shared) {
   using Memory = BackwardMemory<Op, T, Shape>;
-  using Scaled = typename Memory::Scaled;
+  using Tiles = std::conditional_t<Shape::kOnTensorCores, TensorTiles<Op, T, Shape>, RowTiles<Op, T, Shape>>;
   constexpr int kThreads = Shape::kThreads;
   constexpr int kWidth = Shape::kWidth;
-  constexpr int kToken = Memory::kToken;
-  extern __shared__ float4 shared_fours[];
-  float* const shared = reinterpret_cast<float*>(shared_fours);
 
-  // --- Which rows of which head of which sequence
-  const Layout at;
-  const int part = static_cast<int>(blockIdx.x % plan.parts);
-  const int64_t unit = blockIdx.x / plan.parts;
-  const int64_t head = plan.first_head + unit % plan.num_heads;
-  const int64_t sequence = unit / plan.num_heads;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int warp_row = (part * Shape::kWarps + warp) * Layout::kWarpRows;
-  const int first_row = warp_row + at.row_group * Layout::kRows;
+  // --- Which head of which sequence
+  const int num_heads = static_cast<int>(plan.num_heads);
+  const int64_t head = plan.first_head + unit % num_heads;
+  const int64_t sequence = unit / num_heads;
   const int size = static_cast<int>(p.head_size);
   const int64_t batch = p.sequences.batch(sequence);
   const int64_t begin = p.sequences.begin(sequence);
   const int length = static_cast<int>(p.sequences.length(sequence));
-  const int window_end = length < plan.first_token + plan.tokens ? length : plan.first_token + plan.tokens;
-  const int first_block = plan.first_token / kCudaCheckpointTokens;
+  const bool goes_on = length > first_token + plan.tokens;  // later tokens have been dealt with
+  const int window_end = goes_on ? first_token + plan.tokens : length;
+  const int first_block = first_token / kCudaCheckpointTokens;
   const int end_block = (window_end + kCudaCheckpointTokens - 1) / kCudaCheckpointTokens;
 
   // --- Checkpoints: the state, and behind it a row of each saved vector for every token of the block
@@ -92,98 +86,40 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
     gradient_rows_at[Op::kGradients] = {static_cast<char*>(g.dv.data) + first * int64_t{sizeof(T)},
                                         g.dv.stride[1] * int64_t{sizeof(T)}};
   }
-  char* const in_flight = reinterpret_cast<char*>(shared) + Memory::kBytes;
-  typename Memory::Vectors vectors(read_rows, size, in_flight);
-  typename Memory::Saved saved(read_rows + Op::kVectors, size, in_flight + Memory::Vectors::kSharedBytes);
-  typename Memory::Decays decay(read_rows + Op::kVectors + 1, p.w.dtype == DType::kFloat32, p.decay, size,
-                                in_flight + Memory::Vectors::kSharedBytes + Memory::kSavedBytes);
-  const auto fetch = [&](int block, int group, int count) {
-    const int first = block * kCudaCheckpointTokens + group * kGroup;
-    vectors.fetch(first, length, count);
-    if constexpr (Op::kSavedVectors > 0) saved.fetch(first, length, 1, block * skip_of_block);
-    decay.fetch(first, length);
-  };
-  const auto commit = [&](int count) {
-    wait_for_loads();
-    vectors.template commit<kToken>(shared, count);
-    if constexpr (Op::kSavedVectors > 0) saved.template commit<kToken>(shared + Op::kVectors * kWidth, 1);
-    decay.template commit<kToken, true>(shared + Op::kDecay * kWidth);
-  };
+  const StageSource source = {read_rows, p.w.dtype == DType::kFloat32, p.decay, size, length, skip_of_block};
+  typename Memory::Stage stage(source, reinterpret_cast<char*>(shared) + Memory::kBytes);
   if constexpr (!Op::kFeedback) {
     for (int column = threadIdx.x; column < kWidth; column += kThreads)
       shared[Memory::kBonus + column] = Op::bonus(p, head, column);
   }
 
-  // --- What happens to a group
-  float* const scaled = shared + Memory::kScaled;
-  float* const sums = shared + Memory::kSums + warp * Scaled::kFloats;
-  float* const dsa = shared + Memory::kDsa + warp * Layout::kWarpRows;
-  float* const whole_factors = shared + Memory::kWholeFactors + warp * Memory::Factors::kFloats;
-  StateTile<Layout> state, grad;
-  if (plan.goes_on) grad.load({g.dstate, StateAccess::kFours, sequence, head, first_row, size}, at);
-  else grad.load({g.grad_final_state, plan.grad_final_state, sequence, head, first_row, size}, at);
-
-  const auto row_of = [&](int token, int vector) { return shared + token * kToken + vector * kWidth + first_row; };
-  const auto forward_through = [&] {
-#pragma unroll 1
-    for (int t = 0; t < kGroup; ++t) Op::update(shared + t * kToken, first_row, at, state);
-  };
-  RowGradients<Op, Layout> of_rows;
-  const auto write_rows = [&](int first) {
-    constexpr int kOwned = RowGradients<Op, Layout>::kOwned;
-    if (!RowGradients<Op, Layout>::Rest::owns_first()) return;
-    if (of_rows.set == 0) {
-      const GradientRows dv = gradient_rows_at[Op::kGradients];
-      T* const to =
-          reinterpret_cast<T*>(dv.data + (first + of_rows.token) * dv.token_bytes) + first_row + of_rows.first;
-#pragma unroll
-      for (int i = 0; i < kOwned; ++i) {
-        if (first + of_rows.token < length && first_row + of_rows.first + i < size) to[i] = from_float<T>(of_rows.x[i]);
-      }
-    } else {
-      float* const to = dsa + of_rows.token * kDsaStride<Shape> + at.row_group * Layout::kRows + of_rows.first;
-#pragma unroll
-      for (int i = 0; i < kOwned; ++i) to[i] = of_rows.x[i];
-    }
-  };
-  // After of_rows.products.
-  const auto back_through = [&](int first) {
-    Memory::Factors::add_up(shared + Memory::kColumnShares, whole_factors);
-    of_rows.add_later(whole_factors, row_of(0, Op::kDy), kToken);
-    write_rows(first);
-    const OverlapSums<Layout> overlap(state, grad);
-    if constexpr (Shape::kWarps == 1) __syncwarp();  // sums take the place of vectors
-#pragma unroll 1
-    for (int set = 0; set < Op::kSets; ++set)
-      column_sums(grad, at, row_of(0, Op::written_row(set)), kToken, sums + Scaled::written(set, 0));
-    __syncwarp();  // for dsa
-    const auto gradients_of_reads = [&](int set) {
-      return set == 0 ? row_of(0, Op::kDy) : dsa + at.row_group * Layout::kRows;
-    };
-    const auto stride = [](int set) { return set == 0 ? int{Memory::kToken} : int{kDsaStride<Shape>}; };
-    gradient_through_group<Op>(grad, at, scaled, gradients_of_reads, stride);
-    if constexpr (Shape::kWarps == 1) __syncwarp();
-#pragma unroll 1
-    for (int set = 0; set < Op::kSets; ++set)
-      column_sums(state, at, gradients_of_reads(set), stride(set), sums + Scaled::read(set, 0));
-    overlap.store(at, sums + Scaled::kWhole);
-    row_factors<Op, Shape>(shared, dsa, warp_row, shared + Memory::kRowShares);
-  };
+  // --- The state and its gradient
+  Tiles tiles(shared, part, size, length);
+  if (goes_on) tiles.load_gradient(g.dstate, StateAccess::kFours, sequence, head);
+  else tiles.load_gradient(g.grad_final_state, plan.grad_final_state, sequence, head);
 
   const GradientWriter<Op, T> writer = {p, g, plan, gradient_rows_at, length};
   ColumnGradients<Op, T, Shape> of_columns(shared, writer);
 
+  const auto prepare = [&](Step step) {
+    if (!step.back && !Tiles::kScalesForward) return;
+    tiles.prepare(step.back);
+    __syncthreads();
+  };
+
   // --- Steps. The next step's tokens load meanwhile.
   const auto vectors_of = [](Step step) { return step.back ? int{Op::kVectors} : int{Op::kRecompute}; };
-  KeptTile<Layout, kThreads> kept(shared_fours + Memory::kKept / 4);
-  const auto keep_checkpoint = [&](int block) {
-    kept.fetch(checkpoints + block * checkpoint_stride, first_row, size, at);
-  };
+  const auto keep_checkpoint = [&](int block) { tiles.fetch_checkpoint(checkpoints + block * checkpoint_stride); };
   __syncthreads();  // for rows
   if (end_block > first_block) {
     keep_checkpoint(end_block - 1);
-    fetch(end_block - 1, step_of(0).group, vectors_of(step_of(0)));
-    commit(vectors_of(step_of(0)));
+    stage.fetch(end_block - 1, step_of(0).group, vectors_of(step_of(0)));
+    wait_for_loads();
+    if (Tiles::kRecallsAhead) tiles.recall();
+    __syncthreads();
+    stage.commit(shared, end_block - 1, step_of(0).group, vectors_of(step_of(0)));
+    __syncthreads();
+    prepare(step_of(0));
   }
   __syncthreads();
   for (int block = end_block - 1; block >= first_block; --block) {
@@ -194,35 +130,56 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
       const bool last = index + 1 == kSteps;
       const bool more = !last || block > first_block;
       const Step next = step_of(last ? 0 : index + 1);
-      if (more) fetch(block - last, next.group, vectors_of(next));
+      if (more && (last || !Memory::Stage::kWholeBlocks)) stage.fetch(block - last, next.group, vectors_of(next));
 
-      if (step.back) of_rows.products(grad, at, scaled);
-      if (step.recall) kept.load(state);
-      if (step.keep_middle) kept.store(state);
+      if (step.back) tiles.begin_back();
+      if (step.recall && !Tiles::kRecallsAhead) tiles.recall();
+      if (step.keep_middle) tiles.keep();
       if (step.keep_start && more) keep_checkpoint(block - last);
-      if (step.back) back_through(first);
-      else forward_through();
-
-      __syncthreads();
       if (step.back) {
+        tiles.back(first);
+        if (step.keep_start) wait_for_loads();
+        __syncthreads();
         of_columns.group(shared, first);
         __syncthreads();
         of_columns.decays(first);
-      }
-      if (more) commit(vectors_of(next));
-      __syncthreads();
-      if (next.back) {
-        Memory::Preparation::run(shared, shared + Memory::kBonus, scaled,
-                                 shared + Memory::kScratch + warp * Memory::Preparation::kFloats,
-                                 shared + Memory::kColumnShares);
+        if (Tiles::kRecallsAhead) tiles.recall();
+      } else if (!Tiles::kScalesForward) {
+        tiles.forward();
         __syncthreads();
       }
+      if (more) stage.commit(shared, block - last, next.group, vectors_of(next));
+      if (!step.back && Tiles::kScalesForward) tiles.forward();  // takes nothing of the tokens themselves
+      __syncthreads();
+      prepare(next);
     }
     of_columns.token_sums.end_of_block();
   }
 
-  grad.store({g.dstate, StateAccess::kFours, sequence, head, first_row, size}, at);
-  of_columns.token_sums.template finish<Shape>(p, g, shared, plan.goes_on, part, sequence, head);
+  tiles.store_gradient(g.dstate, sequence, head);
+  of_columns.token_sums.template finish<Shape>(p, g, shared, goes_on, part, sequence, head);
+}
+
+template <class Op, class T, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, (blocks_per_processor<T, Shape>()))
+    backward_kernel(const __grid_constant__ typename Op::Params p, const __grid_constant__ typename Op::Gradients g,
+                    const __grid_constant__ PartsPlan plan) {
+  extern __shared__ float4 shared_fours[];
+  float* const shared = reinterpret_cast<float*>(shared_fours);
+  if constexpr (Shape::kTakesTurns) {
+    const Turns turns(plan.turns, plan.windows, static_cast<int>(p.sequences.count * plan.num_heads),
+                      reinterpret_cast<int*>(shared + BackwardMemory<Op, T, Shape>::kTurn));
+    const Turn turn = turns.take();
+    const int first_token = turn.window * plan.tokens;
+    const int64_t length = p.sequences.length(turn.unit / static_cast<int>(plan.num_heads));
+    if (turn.window > 0 && length <= first_token) return;
+    if (length > first_token + plan.tokens) turns.wait(turn);
+    backward_window<Op, T, Shape>(p, g, plan, turn.unit, 0, first_token, shared);
+    turns.finish(turn);
+  } else {
+    backward_window<Op, T, Shape>(p, g, plan, blockIdx.x / plan.parts, blockIdx.x % plan.parts, plan.first_token,
+                                  shared);
+  }
 }
 
 // --- Launch ----------------------------------------------------------------------------------------------------------
@@ -231,6 +188,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
 // which keeps all heads at work; where sequences are packed and windows of theirs would lie anywhere, heads take turns.
 constexpr int64_t kMostScratchBytes = int64_t{256} << 20;
 constexpr int64_t kLeastWindow = 256;
+
+// Where blocks take turns, a window takes some fifty times as long as to begin and to end it.
+constexpr int64_t kLeastTurn = 128;
+constexpr int64_t kMostTurns = 32;  // a head
 
 struct Split {
   int64_t parts;   // blocks of rows of a head
@@ -243,10 +204,39 @@ inline int64_t batch_of(const Sequences& sequences) { return sequences.cu_seqlen
 
 inline int64_t between(int64_t least, int64_t x, int64_t most) { return x > most ? most : x < least ? least : x; }
 
+inline int64_t windows_of(int64_t tokens, int64_t each) { return each == 0 ? 1 : (tokens + each - 1) / each; }
+
+// Blocks that the device holds at a time.
+template <class Op, class Shape>
+int64_t places_of(const typename Op::Params& p) {
+  constexpr int64_t kReserved = 1024;  // of shared memory, by the driver, a block
+  const auto of_type = [](auto type) {
+    using T = decltype(type);
+    const int64_t bytes = BackwardMemory<Op, T, Shape>::bytes() + kReserved;
+    const int64_t fit = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / bytes;
+    return between(1, fit, blocks_per_processor<T, Shape>());
+  };
+  const int64_t blocks = p.r.dtype == DType::kFloat32 ? of_type(float()) : of_type(__nv_bfloat16());
+  return blocks * device_attribute(cudaDevAttrMultiProcessorCount);
+}
+
+// Tokens of a window: all, unless whole heads would leave more than an eighth of the places idle in their last round.
+inline int64_t tokens_of_turn(int64_t units, int64_t places, int64_t tokens) {
+  const int64_t rounds = (units + places - 1) / places;
+  if (rounds <= 1 || 8 * rounds * places <= 9 * units || tokens <= kLeastTurn) return tokens;
+  const int64_t least = between(kLeastTurn, (tokens + kMostTurns - 1) / kMostTurns, tokens);
+  return (least + kCudaCheckpointTokens - 1) / kCudaCheckpointTokens * kCudaCheckpointTokens;
+}
+
 template <class Op, class Shape>
 Split split_of(const typename Op::Params& p) {
-  const int64_t parts = (p.head_size + Shape::kBlockRows - 1) / Shape::kBlockRows;
   const int64_t all = p.sequences.tokens;
+  if (Shape::kTakesTurns) {
+    const int64_t units = p.sequences.count * p.num_heads;
+    const int64_t tokens = tokens_of_turn(units, places_of<Op, Shape>(p), all);
+    return {1, p.num_heads, tokens, (1 + units) * static_cast<int64_t>(sizeof(int))};
+  }
+  const int64_t parts = (p.head_size + Shape::kBlockRows - 1) / Shape::kBlockRows;
   const int64_t each =  // a head and token
       parts * Op::kGradients * batch_of(p.sequences) * p.head_size * static_cast<int64_t>(sizeof(float));
   if (parts == 1 || each * all == 0) return {parts, p.num_heads, all, 0};
@@ -257,37 +247,73 @@ Split split_of(const typename Op::Params& p) {
   return {parts, heads, tokens, each * heads * tokens};
 }
 
+// All windows of all heads in one launch.
+template <class Op, class Kernel>
+cudaError_t launch_turns(Kernel* kernel, int threads, int bytes, const typename Op::Params& p,
+                         const typename Op::Gradients& g, const Split& split, PartsPlan plan, cudaStream_t stream) {
+  const int64_t windows = windows_of(p.sequences.tokens, split.tokens);
+  const int64_t turns = windows * p.sequences.count * p.num_heads;
+  if (turns == 0) return cudaSuccess;
+  if (turns > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
+  plan.num_heads = p.num_heads;
+  plan.tokens = static_cast<int>(split.tokens);
+  plan.windows = static_cast<int>(windows);
+  plan.turns = static_cast<int*>(g.scratch);
+  const cudaError_t error = cudaMemsetAsync(g.scratch, 0, split.scratch_bytes, stream);
+  if (error != cudaSuccess) return error;
+  return launch(kernel, turns, threads, bytes, stream, p, g, plan);
+}
+
+// Some heads and a window at a time.
+template <class Op, class T, class Kernel>
+cudaError_t launch_windows(Kernel* kernel, int threads, int bytes, const typename Op::Params& p,
+                           const typename Op::Gradients& g, const Split& split, PartsPlan plan, cudaStream_t stream) {
+  const int64_t windows = windows_of(p.sequences.tokens, split.tokens);
+  for (int64_t first_head = 0; first_head < p.num_heads; first_head += split.heads) {
+    for (int64_t window = windows - 1; window >= 0; --window) {
+      const int64_t first_token = window * split.tokens;
+      plan.first_head = first_head;
+      plan.num_heads = between(0, split.heads, p.num_heads - first_head);
+      plan.first_token = static_cast<int>(first_token);
+      plan.tokens = static_cast<int>(between(0, split.tokens, p.sequences.tokens - first_token));
+      plan.sums = split.parts > 1 ? static_cast<float*>(g.scratch) : nullptr;
+      const int64_t blocks = p.sequences.count * plan.num_heads * split.parts;
+      if (blocks == 0) return cudaSuccess;
+      if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+      cudaError_t error = launch(kernel, blocks, threads, bytes, stream, p, g, plan);
+      if (error == cudaSuccess && split.parts > 1) error = add_parts<Op, T>(p, g, plan, stream);
+      if (error != cudaSuccess) return error;
+    }
+  }
+  return cudaSuccess;
+}
+
 template <class Op, class T, class Shape>
 cudaError_t launch_backward(const typename Op::Params& p, const typename Op::Gradients& g, cudaStream_t stream) {
   const int bytes = BackwardMemory<Op, T, Shape>::bytes();
   const auto kernel = backward_kernel<Op, T, Shape>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
+  if (Shape::kOnTensorCores) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+    if (error != cudaSuccess) return error;
+  }
   if (p.sequences.tokens > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
   const Split split = split_of<Op, Shape>(p);
-  const int64_t windows = split.tokens == 0 ? 1 : (p.sequences.tokens + split.tokens - 1) / split.tokens;
-  for (int64_t first_head = 0; first_head < p.num_heads; first_head += split.heads) {
-    for (int64_t window = windows - 1; window >= 0; --window) {
-      const int64_t first_token = window * split.tokens;
-      PartsPlan plan;
-      plan.parts = static_cast<int>(split.parts);
-      plan.first_head = first_head;
-      plan.num_heads = between(0, split.heads, p.num_heads - first_head);
-      plan.batch = batch_of(p.sequences);
-      plan.first_token = static_cast<int>(first_token);
-      plan.tokens = static_cast<int>(between(0, split.tokens, p.sequences.tokens - first_token));
-      plan.goes_on = window + 1 < windows;
-      plan.grad_final_state = access_of(g.grad_final_state);
-      plan.sums = split.parts > 1 ? static_cast<float*>(g.scratch) : nullptr;
-      const int64_t blocks = p.sequences.count * plan.num_heads * split.parts;
-      if (blocks == 0) return cudaSuccess;
-      if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-      error = launch(kernel, blocks, Shape::kThreads, bytes, stream, p, g, plan);
-      if (error != cudaSuccess) return error;
-      if (split.parts > 1 && (error = add_parts<Op, T>(p, g, plan, stream)) != cudaSuccess) return error;
-    }
-  }
-  return cudaSuccess;
+  PartsPlan plan = {};
+  plan.parts = static_cast<int>(split.parts);
+  plan.batch = batch_of(p.sequences);
+  plan.grad_final_state = access_of(g.grad_final_state);
+  if constexpr (Shape::kTakesTurns) return launch_turns<Op>(kernel, Shape::kThreads, bytes, p, g, split, plan, stream);
+  else return launch_windows<Op, T>(kernel, Shape::kThreads, bytes, p, g, split, plan, stream);
+}
+
+// Whether tensor cores can be kept busy: by many heads, two or more of them a multiprocessor at a time.
+template <class Op>
+bool takes_tensor_cores(const typename Op::Params& p, bool many) {
+  return many && p.head_size > 32 && p.head_size <= 64 && device_attribute(cudaDevAttrComputeCapabilityMajor) >= 8 &&
+         2 * BackwardMemory<Op, float, TensorShape<64>>::bytes() <=
+             device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
 }
 
 // f(Shape) for the head size and the device: blocks of four warps where shared memory holds what they need, with few rows
@@ -301,6 +327,9 @@ auto with_backward_shape(const typename Op::Params& p, const F& f) {
     if (many && BackwardMemory<Op, float, decltype(large)>::bytes() <= memory) return f(large);
     return f(small);
   };
+  if constexpr (Op::kSets == 2) {
+    if (takes_tensor_cores<Op>(p, many)) return f(TensorShape<64>());
+  }
   if (p.head_size <= 32) return f(BackwardShape<32, 1>());
   if (p.head_size <= 64) return many ? f(BackwardShape<64, 4>()) : f(BackwardShape<64, 4, 8>());
   if (p.head_size <= 128) return sized(BackwardShape<128, 4>(), BackwardShape<128, 1>());

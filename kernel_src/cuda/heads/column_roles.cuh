@@ -12,7 +12,7 @@ template <class Op, class T, class Shape>
 class ColumnGradients {
  public:
   using Memory = BackwardMemory<Op, T, Shape>;
-  using Scaled = typename Memory::Scaled;
+  using Sums = typename Memory::Sums;
   using Writer = GradientWriter<Op, T>;
   static constexpr int kWidth = Shape::kWidth;
   static constexpr int kPairsOfColumns = kWidth / kEach;
@@ -23,7 +23,7 @@ class ColumnGradients {
 
   // tokens: of the group, in shared memory. first: the group's first token in the sequence.
   __device__ __forceinline__ void group(const float* tokens, int first) {
-    float* const whole = shared_ + Memory::kWholeFactors + threadIdx.x / kWarp * Memory::Factors::kFloats;
+    float* const whole = shared_ + Memory::kWholeFactors + threadIdx.x / kWarp * Memory::kOwnFactors;
     Memory::Factors::add_up(shared_ + Memory::kRowShares, whole);
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
@@ -40,8 +40,7 @@ class ColumnGradients {
   // Gradients of the decays of a group, of all roles together.
   __device__ __forceinline__ void decays(int first) const {
     constexpr int kEachRole = kGroup * kPairsOfColumns;
-#pragma unroll
-    for (int unit = threadIdx.x; unit < kEachRole; unit += Shape::kThreads) {
+    share_out<kEachRole, Shape::kThreads>([&](int unit) {
       const int token = unit / kPairsOfColumns, column = unit % kPairsOfColumns * kEach;
       float sum[1][kEach] = {};
 #pragma unroll
@@ -50,7 +49,7 @@ class ColumnGradients {
         sum[0][0] += x.x, sum[0][1] += x.y;
       }
       writer_.write(Op::kDd, first + token, column, sum);
-    }
+    });
   }
 
   typename Op::template TokenSums<kRounds> token_sums;
@@ -58,7 +57,7 @@ class ColumnGradients {
  private:
   // In the place of what only this role has read.
   __device__ __forceinline__ float* decay_sums(int role, int token) const {
-    return shared_ + Memory::kSums + Scaled::of_role(role, token);
+    return shared_ + Memory::kSums + Sums::of_role(role, token);
   }
 
   __device__ __forceinline__ void load(const float* tokens, int vector, int column, GroupColumns& out) const {
@@ -74,7 +73,7 @@ class ColumnGradients {
   }
 
   __device__ __forceinline__ void add_sums(int vector, int column, GroupColumns& out) const {
-    add_columns<Shape::kWarps>(shared_ + Memory::kSums + vector + column, Scaled::kFloats, kWidth, out);
+    add_columns<Shape::kShares>(shared_ + Memory::kSums + vector + column, Sums::kFloats, Sums::kStride, out);
   }
 
   __device__ __forceinline__ void leave(const float* tokens, int first, int role, int column, int gradient,
@@ -96,7 +95,7 @@ class ColumnGradients {
                                        int round) {
     float factors[Op::kSets][kPairs];
     GroupColumns start, d, written[Op::kSets], with, out, dd;
-    add_sums(Scaled::read(role, 0), column, start);
+    add_sums(Sums::read(role, 0), column, start);
     load_decays(tokens, column, d);
 #pragma unroll
     for (int set = 0; set < Op::kSets; ++set) {
@@ -125,11 +124,11 @@ class ColumnGradients {
     float factors[kPairs];
     float overlap[kEach] = {0.0f, 0.0f};
     GroupColumns start, d, written, r, a = {}, out, dd;
-    add_sums(Scaled::written(set, 0), column, start);
+    add_sums(Sums::written(set, 0), column, start);
     if (set == Op::kSets - 1) {
 #pragma unroll
-      for (int warp = 0; warp < Shape::kWarps; ++warp) {
-        const float* const shares = shared_ + Memory::kSums + warp * Scaled::kFloats + Scaled::kWhole + column;
+      for (int share = 0; share < Shape::kShares; ++share) {
+        const float* const shares = shared_ + Memory::kSums + share * Sums::kFloats + Sums::kWhole + column;
 #pragma unroll
         for (int i = 0; i < kEach; ++i) overlap[i] += shares[i];
       }

@@ -13,30 +13,9 @@
 #pragma once
 
 #include "cuda/heads/decay.cuh"
-#include "cuda/heads/pairs.cuh"
-#include "cuda/heads/state.cuh"
+#include "cuda/heads/group_vectors.cuh"
 
 namespace flash_rwkv::cuda {
-
-// Tokens lie in shared memory a few floats further apart than their vectors take, so that the same element of one vector
-// of each token is in another bank; dsa likewise.
-constexpr int kBankShift = 4;
-template <class Op, class Shape>
-constexpr int kTokenStride = Op::kTokenVectors * Shape::kWidth + kBankShift;
-template <class Shape>
-constexpr int kDsaStride = Shape::kBlockRows + kBankShift;
-
-// Vectors over columns in shared memory: for every token those that are written with and those that are read with, and
-// one for the whole group. Scaled by decays before the products with S and G, as sums over rows behind them.
-template <int kWidth, int kSets>
-struct GroupVectors {
-  static constexpr int kFloats = (2 * kSets * kGroup + 1) * kWidth;
-  static constexpr int kWhole = 2 * kSets * kGroup * kWidth;
-  __device__ static constexpr int written(int set, int token) { return (set * kGroup + token) * kWidth; }
-  __device__ static constexpr int read(int set, int token) { return written(kSets + set, token); }
-  // Roles are the vectors that are read with, then those that are written with.
-  __device__ static constexpr int of_role(int role, int token) { return written((role + kSets) % (2 * kSets), token); }
-};
 
 __device__ __forceinline__ float decay_of(float retention) {
   return is_near_one(retention) ? 1.0f + retention : retention;
@@ -65,7 +44,24 @@ class ColumnPreparation {
                                      // y, then of sa)
   static constexpr int kFloats = (Op::kSets * kSeen + kReads) * kStride;  // a warp
 
-  // scratch: of this warp.
+  // Only what is written on its way to the end of the group, and the decays of all of it: what going forward takes.
+  __device__ __forceinline__ static void run_forward(const float* tokens, float* scaled) {
+    share_out<Op::kSets * Shape::kWidth, Shape::kThreads>([&](int unit) {
+      const int set = unit / Shape::kWidth, column = unit % Shape::kWidth;
+      float whole = 0.0f, behind = 1.0f;
+#pragma unroll
+      for (int t = kGroup - 1; t >= 0; --t) {
+        const float* const token = tokens + t * kTokenStride<Op, Shape> + column;
+        const float retention = token[Op::kDecay * Shape::kWidth];
+        whole = t == kGroup - 1 ? retention : retention_product(retention, whole);
+        Vectors::put_written(scaled, set, t, column, __fmul_rn(token[Op::written_column(set) * Shape::kWidth], behind));
+        behind = __fmul_rn(behind, decay_of(retention));
+      }
+      if (set == 0) Vectors::put_whole(scaled, column, whole);
+    });
+  }
+
+  // All of it. scratch: of this warp.
   __device__ __forceinline__ static void run(const float* tokens, const float* bonus, float* scaled, float* scratch,
                                              float* shares) {
     const Factors factor;
@@ -84,7 +80,7 @@ class ColumnPreparation {
 
  private:
   using Factors = PairFactors<Op::kSets, Shape::kWarps>;
-  using Vectors = GroupVectors<Shape::kWidth, Op::kSets>;
+  using Vectors = typename Shape::template Vectors<Op::kSets>;
 
   // What a later token sees of what an earlier one wrote, before that token's own decay.
   __device__ __forceinline__ static int seen(int set, int earlier, int later) {
@@ -124,7 +120,7 @@ class ColumnPreparation {
         if (s > t + 1) mine[seen(set, t, s) * kStride] = y;
         y *= d[s];
       }
-      scaled[Vectors::written(set, t) + column] = y;
+      Vectors::put_written(scaled, set, t, column, y);
     }
     // --- What is read with, on its way from the start of the group
     float before = 1.0f;
@@ -133,7 +129,7 @@ class ColumnPreparation {
       const float after = __fmul_rn(before, d[t]);
       float scaled_read = __fmul_rn(r[t], Op::kFeedback ? after : before);
       if constexpr (Op::kFeedback) scaled_read = set == 0 ? scaled_read : __fmul_rn(a[t], before);
-      scaled[Vectors::read(set, t) + column] = scaled_read;
+      Vectors::put_read(scaled, set, t, column, scaled_read);
       before = after;
     }
     // WKV6 reads the state before it decays, and what the token writes by way of u.
@@ -148,182 +144,7 @@ class ColumnPreparation {
     float whole = retention[0];
 #pragma unroll
     for (int t = 1; t < kGroup; ++t) whole = retention_product(whole, retention[t]);
-    scaled[Vectors::kWhole + column] = whole;
-  }
-};
-
-// --- The state and its gradient ----------------------------------------------------------------------------------------
-
-// grad <- grad D + sum over tokens of rows · columns, for all that the state is read with. rows(set) points to this thread's
-// first row of the first token's vector, stride(set) floats before that of the next; scaled is as GroupVectors has it.
-template <class Op, class Layout, class Rows, class Stride>
-__device__ __forceinline__ void gradient_through_group(StateTile<Layout>& grad, const Layout& at, const float* scaled,
-                                                       const Rows& rows, const Stride& stride) {
-  constexpr int R = Layout::kRows, C = Layout::kColumns;
-  using Vectors = GroupVectors<Layout::kWidth, Op::kSets>;
-  float d[C];
-  at.columns_of(scaled + Vectors::kWhole, d);
-  const auto decay = [&](auto near) {
-#pragma unroll
-    for (int i = 0; i < R; ++i)
-#pragma unroll
-      for (int c = 0; c < C; ++c)
-        grad.x[i][c] = fmaf(d[c], grad.x[i][c], kept<decltype(near)::value>(d[c], grad.x[i][c]));
-  };
-  if (all_near_one(d)) decay(Constant<true>());
-  else decay(Constant<false>());
-#pragma unroll 1
-  for (int t = 0; t < kGroup; ++t) {
-#pragma unroll
-    for (int set = 0; set < Op::kSets; ++set) {
-      float x[C], p[R];
-      at.columns_of(scaled + Vectors::read(set, t), x);
-      elements_of(rows(set) + t * stride(set), p);
-#pragma unroll
-      for (int i = 0; i < R; ++i)
-#pragma unroll
-        for (int c = 0; c < C; ++c) grad.x[i][c] = fmaf(p[i], x[c], grad.x[i][c]);
-    }
-  }
-}
-
-// Sums over this warp's rows of tile · a row vector, for the four tokens, into `to`, a vector [kWidth] a token. Lanes of
-// different row groups take the tokens in different orders, so that what one gives away is what the other keeps.
-template <class Layout>
-__device__ __forceinline__ void column_sums(const StateTile<Layout>& tile, const Layout& at, const float* rows,
-                                            int token_stride, float* to) {
-  constexpr int R = Layout::kRows, C = Layout::kColumns, kRowGroups = Layout::kRowGroups;
-  static_assert(kRowGroups <= kGroup);
-  float sums[kGroup][C];
-#pragma unroll
-  for (int i = 0; i < kGroup; ++i) {
-    float p[R];
-    elements_of(rows + (i ^ at.row_group) * token_stride, p);
-#pragma unroll
-    for (int row = 0; row < R; ++row)
-#pragma unroll
-      for (int c = 0; c < C; ++c) add(sums[i][c], tile.x[row][c], p[row], row == 0);
-  }
-#pragma unroll
-  for (int apart = 1; apart < kRowGroups; apart *= 2)
-#pragma unroll
-    for (int i = 0; i < kGroup; i += 2 * apart)
-#pragma unroll
-      for (int c = 0; c < C; ++c) sums[i][c] += __shfl_xor_sync(kAllLanes, sums[i + apart][c], apart * Layout::kLanes);
-#pragma unroll
-  for (int i = 0; i < kGroup; i += kRowGroups)
-#pragma unroll
-    for (int q = 0; q < Layout::kQuads; ++q)
-      *reinterpret_cast<float4*>(to + (i ^ at.row_group) * Layout::kWidth + at.column(q)) =
-          make_float4(sums[i][4 * q], sums[i][4 * q + 1], sums[i][4 * q + 2], sums[i][4 * q + 3]);
-}
-
-// Sums over this warp's rows of S · G: a share of the lane's columns, over its row group only until finish.
-template <class Layout>
-struct OverlapSums {
-  float x[Layout::kColumns];
-
-  __device__ __forceinline__ OverlapSums(const StateTile<Layout>& state, const StateTile<Layout>& grad) {
-#pragma unroll
-    for (int i = 0; i < Layout::kRows; ++i)
-#pragma unroll
-      for (int c = 0; c < Layout::kColumns; ++c) add(x[c], state.x[i][c], grad.x[i][c], i == 0);
-#pragma unroll
-    for (int offset = Layout::kLanes; offset < kWarp; offset *= 2)
-#pragma unroll
-      for (int c = 0; c < Layout::kColumns; ++c) x[c] += __shfl_xor_sync(kAllLanes, x[c], offset);
-  }
-
-  __device__ __forceinline__ void store(const Layout& at, float* to) const {
-    if (at.row_group != 0) return;
-#pragma unroll
-    for (int q = 0; q < Layout::kQuads; ++q)
-      *reinterpret_cast<float4*>(to + at.column(q)) = make_float4(x[4 * q], x[4 * q + 1], x[4 * q + 2], x[4 * q + 3]);
-  }
-};
-
-// --- Rows --------------------------------------------------------------------------------------------------------------
-
-// The gradients of the row vectors that tokens write: of v, and of sa where the Op has it. Sums over the columns of G,
-// eight (four) of them for every row: lanes take tokens and vectors in different orders, so that what one lane gives away
-// is what the other keeps, and each ends with one token of one vector, for kOwned rows.
-template <class Op, class Layout>
-struct RowGradients {
-  static constexpr int R = Layout::kRows, C = Layout::kColumns;
-  static constexpr int kKinds = kGroup * Op::kSets;
-  using Rest = ScatteredSums<Layout::kLanes / 2, kKinds, R>;
-  static constexpr int kOwned = Rest::kOwned;
-  using Vectors = GroupVectors<Layout::kWidth, Op::kSets>;
-
-  int token, set;  // what this lane ends with
-  int first;       // its first row, of the thread's
-  float x[R];
-
-  __device__ __forceinline__ RowGradients()
-      : token(threadIdx.x % kGroup), set(threadIdx.x / kGroup % Op::kSets), first(Rest::owned()) {}
-
-  __device__ __forceinline__ void products(const StateTile<Layout>& grad, const Layout& at, const float* scaled) {
-    if constexpr (Op::kSets == 2) {
-#pragma unroll 1
-      for (int other = 1; other >= 0; --other) {
-        float sums[R];
-        one_vector(grad, at, scaled + Vectors::written(set ^ other, 0), sums);
-#pragma unroll
-        for (int i = 0; i < R; ++i) x[i] = other ? sums[i] : sums[i] + __shfl_xor_sync(kAllLanes, x[i], kGroup);
-      }
-    } else {
-      one_vector(grad, at, scaled + Vectors::written(set, 0), x);
-    }
-    Rest::reduce(x);
-  }
-
-  // Adds what later tokens of the group do. factors: of this warp. dy: the row of the first token. The factor of a token
-  // that is not later is another pair's, and not used.
-  __device__ __forceinline__ void add_later(const float* factors, const float* dy, int token_stride) {
-    const float* const with = factors + set * kPairs;
-#pragma unroll
-    for (int s = 0; s < kGroup; ++s) {
-      float p[kOwned];
-      elements_of(dy + s * token_stride + first, p);
-      const float factor = with[from_on(token, s)];
-#pragma unroll
-      for (int i = 0; i < kOwned; ++i) {
-        if (s >= token) x[i] = fmaf(p[i], factor, x[i]);
-      }
-    }
-    if constexpr (Op::kFeedback) {
-#pragma unroll
-      for (int s = kGroup - 1; s > 0; --s) {
-        const float factor = with[behind(token, s)];
-        const int owner = (threadIdx.x % kWarp & ~(kKinds - 1)) + kGroup + s;
-#pragma unroll
-        for (int i = 0; i < kOwned; ++i) {
-          const float dsa = __shfl_sync(kAllLanes, x[i], owner);
-          if (s > token) x[i] = fmaf(dsa, factor, x[i]);
-        }
-      }
-    }
-  }
-
- private:
-  __device__ __forceinline__ void one_vector(const StateTile<Layout>& grad, const Layout& at, const float* vectors,
-                                             float (&out)[R]) const {
-    float sums[kGroup][R];
-#pragma unroll
-    for (int k = 0; k < kGroup; ++k) {
-      float columns[C];
-      at.columns_of(vectors + (k ^ token) * Layout::kWidth, columns);
-#pragma unroll
-      for (int i = 0; i < R; ++i)
-#pragma unroll
-        for (int c = 0; c < C; ++c) add(sums[k][i], grad.x[i][c], columns[c], c == 0);
-    }
-#pragma unroll
-    for (int i = 0; i < R; ++i) {
-      sums[0][i] += __shfl_xor_sync(kAllLanes, sums[1][i], 1);
-      sums[2][i] += __shfl_xor_sync(kAllLanes, sums[3][i], 1);
-      out[i] = sums[0][i] + __shfl_xor_sync(kAllLanes, sums[2][i], 2);
-    }
+    Vectors::put_whole(scaled, column, whole);
   }
 };
 
@@ -338,7 +159,7 @@ __device__ __forceinline__ void row_factors(const float* tokens, const float* ds
   const float* const x = rows + factor.earlier * kToken + Op::written_row(factor.set) * Shape::kWidth;
   const float* y = rows + factor.later * kToken + Op::kDy * Shape::kWidth;
   if (Op::kFeedback && factor.is_behind) y = dsa + factor.later * kDsaStride<Shape>;
-  Factors::leave(Factors::template dot<Shape::Layout::kWarpRows>(x, y), shares);
+  Factors::leave(Factors::template dot<Shape::kWarpRows>(x, y), shares);
 }
 
 }  // namespace flash_rwkv::cuda

@@ -17,6 +17,16 @@ struct Constant {
   static constexpr bool value = kValue;
 };
 
+// f(i) for 0 <= i < kCount, shared out to kThreads threads.
+template <int kCount, int kThreads, class F>
+__device__ __forceinline__ void share_out(const F& f) {
+#pragma unroll
+  for (int first = 0; first < kCount; first += kThreads) {
+    const int i = first + static_cast<int>(threadIdx.x);
+    if (first + kThreads <= kCount || i < kCount) f(i);
+  }
+}
+
 // sum += x y, or sum = x y where it is the first.
 __device__ __forceinline__ void add(float& sum, float x, float y, bool first) {
   sum = first ? __fmul_rn(x, y) : fmaf(x, y, sum);

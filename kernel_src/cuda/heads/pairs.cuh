@@ -64,13 +64,30 @@ struct PairFactors {
   // whole: this warp's own.
   __device__ __forceinline__ static void add_up(const float* shares, float* whole) {
     const int i = static_cast<int>(threadIdx.x) % kWarp;
-    if (i < kFloats) {
-      float sum = 0.0f;
-#pragma unroll
-      for (int warp = 0; warp < kWarps; ++warp) sum += shares[warp * kFloats + i];
-      whole[i] = sum;
-    }
+    if (i < kFloats) whole[i] = sum(shares, i);
     __syncwarp();
+  }
+
+  // The same as tables of all later tokens for every token, with zeros where there is no factor.
+  static constexpr int kTableFloats = 2 * kSets * kGroup * kGroup;
+  __device__ static constexpr int row_of_table(bool is_behind, int set, int token) {
+    return ((is_behind ? kSets : 0) + set) * kGroup * kGroup + token * kGroup;
+  }
+  __device__ __forceinline__ static void tabulate(const float* shares, float* table) {
+    static_assert(kFloats == kWarp);
+    const PairFactors pair;
+    table[row_of_table(pair.is_behind, pair.set, pair.earlier) + pair.later] =
+        sum(shares, static_cast<int>(threadIdx.x) % kWarp);
+    table[row_of_table(pair.is_behind || pair.earlier == pair.later, pair.set, pair.later) + pair.earlier] = 0.0f;
+    __syncwarp();
+  }
+
+ private:
+  __device__ __forceinline__ static float sum(const float* shares, int i) {
+    float x = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) x += shares[warp * kFloats + i];
+    return x;
   }
 };
 

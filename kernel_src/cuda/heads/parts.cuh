@@ -12,16 +12,18 @@
 
 namespace flash_rwkv::cuda {
 
-// One launch: some heads, and a window of tokens of each sequence. The last window comes first; the gradient of the state
-// goes on from window to window through the memory for that of the initial state.
+// One launch: some heads, and a window of tokens of each sequence, or all windows, which blocks take in turn (turns.cuh). The
+// last window comes first; the gradient of the state goes on from window to window through the memory for that of the
+// initial state.
 struct PartsPlan {
   int parts;           // blocks that share a head
   int64_t first_head;  // of this launch
   int64_t num_heads;   // in this launch
   int64_t batch;
-  int first_token, tokens;  // the window; begins with a checkpoint
-  bool goes_on;             // later tokens have been dealt with
+  int first_token, tokens;  // the window; begins with a checkpoint. Where blocks take turns, of the first and of each
   StateAccess grad_final_state;
+  int* turns;   // [1 + sequences * num_heads], zeros; or nullptr
+  int windows;  // that blocks take in turn
   float* sums;  // [parts, gradients, batch, tokens, num_heads, head_size], or nullptr where parts is 1
 };
 

@@ -107,6 +107,21 @@ class VectorLoads {
   Words words_;
 };
 
+// Retentions of w; those of tokens that do not exist keep the state as it is. Derivatives go kDerivatives floats behind them,
+// if that is not 0.
+template <int kDerivatives, int kCount>
+__device__ __forceinline__ void store_decays(const float (&w)[kCount], bool exist, Decay form, float* to) {
+  DecayValue decay[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) decay[i] = {kKeepAll, 0.0f};
+  if (exist) for_each_decay(w, form, [&](int i, DecayValue value) { decay[i] = value; });
+#pragma unroll
+  for (int i = 0; i < kCount; i += 2) {
+    store_pair(to + i, decay[i].retention, decay[i + 1].retention);
+    if constexpr (kDerivatives > 0) store_pair(to + kDerivatives + i, decay[i].derivative, decay[i + 1].derivative);
+  }
+}
+
 // The decay, of fp32 or the dtype T of the other vectors, shared out evenly, because an exponential costs more than a
 // load.
 template <class T, int kWidth, int kThreads>
@@ -148,20 +163,10 @@ class DecayLoads {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       if (token(s) >= kStageTokens) continue;
-      DecayValue decay[kPiece];
-#pragma unroll
-      for (int i = 0; i < kPiece; ++i) decay[i] = {kKeepAll, 0.0f};
-      if (valid_[s]) {
-        float w[kPiece];
-        unpack(s, w);
-        for_each_decay(w, form_, [&](int i, DecayValue value) { decay[i] = value; });
-      }
-      float* out = to + token(s) * kTokenFloats + piece(s) % kPieces * kPiece;
-#pragma unroll
-      for (int i = 0; i < kPiece; i += 2) {
-        store_pair(out + i, decay[i].retention, decay[i + 1].retention);
-        if constexpr (kDerivatives) store_pair(out + kWidth + i, decay[i].derivative, decay[i + 1].derivative);
-      }
+      float w[kPiece];
+      unpack(s, w);
+      store_decays<kDerivatives ? kWidth : 0>(w, valid_[s], form_,
+                                              to + token(s) * kTokenFloats + piece(s) % kPieces * kPiece);
     }
   }
 

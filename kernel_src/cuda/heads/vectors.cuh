@@ -54,6 +54,19 @@ __device__ __forceinline__ Four<T> load_four(const T* from) {
   return {*reinterpret_cast<const decltype(Four<T>::raw)*>(from)};
 }
 
+// Two elements, aligned to their size.
+template <class T>
+__device__ __forceinline__ void load_pair(const T* from, float (&out)[2]) {
+  if constexpr (sizeof(T) == 4) {
+    const float2 x = *reinterpret_cast<const float2*>(from);
+    out[0] = x.x, out[1] = x.y;
+  } else {
+    float four[4];
+    Four<T>{make_uint2(*reinterpret_cast<const unsigned*>(from), 0)}.unpack(four);
+    out[0] = four[0], out[1] = four[1];
+  }
+}
+
 // For memory that nobody writes while the kernel runs.
 template <class T>
 __device__ __forceinline__ Four<T> load_constant_four(const void* from) {

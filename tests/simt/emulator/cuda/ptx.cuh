@@ -1,6 +1,10 @@
 // In the place of the kernels' own cuda/ptx.cuh: the same functions, as the PTX ISA describes the instructions.
 #pragma once
 
+#include <algorithm>
+#include <climits>
+#include <utility>
+
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
 #include "cuda_runtime_api.h"
@@ -29,6 +33,20 @@ inline unsigned cvt_rna_tf32_f32(float x) {
   return (bits + 0x1000u) & ~0x1fffu;
 }
 
+// --- Registers -------------------------------------------------------------------------------------------------------
+
+inline int redux_sync_min_s32(int x, SIMT_PLACE) {
+  int least = 0;
+  simt::meet_whole_warp(&x, &least,
+                        [](const simt::Meeting& warp) {
+                          int least = INT_MAX;
+                          for (const void* in : warp.in) least = std::min(least, *static_cast<const int*>(in));
+                          for (void* out : warp.out) *static_cast<int*>(out) = least;
+                        },
+                        {"redux.sync", file, line});
+  return least;
+}
+
 // --- Global memory ---------------------------------------------------------------------------------------------------
 
 template <class Words>
@@ -36,6 +54,12 @@ void st_global_b32(void* to, Words words) {
   if (reinterpret_cast<uintptr_t>(to) % sizeof(Words) != 0) simt::fail("st.global: not aligned to all of its words");
   std::memcpy(to, &words, sizeof(Words));
 }
+
+// --- Words that blocks tell each other something by: one block after another ------------------------------------------
+
+inline int atom_add_relaxed_gpu_s32(int* at, int x) { return std::exchange(*at, *at + x); }
+inline void st_release_gpu_s32(int* to, int x) { *to = x; }
+inline int ld_acquire_gpu_s32(const int* from) { return *from; }
 
 // --- Barriers of some warps ------------------------------------------------------------------------------------------
 
