@@ -53,15 +53,24 @@ struct Tile {
     return f;
   }
 
-  // Elements 2t and 2t + 1 of a block's piece.
-  __device__ __forceinline__ void store(int row, int block, int piece, int t, unsigned word) const {
-    *reinterpret_cast<unsigned*>(data + offset(row, piece, block) + 4 * t) = word;
-  }
-
   // A fragment, as load() gives it.
   __device__ __forceinline__ void store(int block, int lane, const Fragment& f) const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    ptx::stmatrix_x4(data + offset(lane % 16, lane / 16, block), f.x);
+#else
 #pragma unroll
-    for (int i = 0; i < 4; ++i) store(lane / 4 + i % 2 * 8, block, i / 2, lane % 4, f.x[i]);
+    for (int i = 0; i < 4; ++i)
+      *reinterpret_cast<unsigned*>(data + offset(lane / 4 + i % 2 * 8, i / 2, block) + lane % 4 * 4) = f.x[i];
+#endif
+  }
+
+  // As load_transposed() gives it.
+  __device__ __forceinline__ void store_transposed(int block, int lane, const Fragment& f) const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    ptx::stmatrix_x4_trans(data + offset(lane / 16 * 8 + lane % 8, lane / 8 % 2, block), f.x);
+#else
+    store(block, lane, transposed(f));
+#endif
   }
 };
 

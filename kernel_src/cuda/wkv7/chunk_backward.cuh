@@ -110,9 +110,4 @@ struct BackwardMemory {
   static constexpr int kBytes = kVectors + static_cast<int>(sizeof(HeadVectors));
 };
 
-template <int kSize>
-__device__ __forceinline__ RightFragment load_right(const Tile<kSize>& tile, int block, int lane) {
-  return as_right(tile.load(block, lane));
-}
-
 }  // namespace flash_rwkv::cuda::wkv7_chunk

@@ -24,7 +24,7 @@ __device__ __forceinline__ void score_gradients(const BackwardMemory<kSize>& mem
   Sums p = zero_sums();
 #pragma unroll
   for (int block = 0; block < kSize / 16; ++block)
-    multiply_add<Operand>(p, left.load(block, lane), load_right(right, block, lane));
+    multiply_add<Operand>(p, left.load(block, lane), right.load_right(block, lane));
   const Fragment score = rounded<Operand>(p);
   store_fragment(memory.score(which), lane, score);
   store_fragment(memory.score_transposed(which), lane, transposed(score));

@@ -50,7 +50,7 @@ class BackwardRows : public ValueRows<T, kSize> {
     multiply_add<Operand>(dv_sums, dy, matrix(prepared, Chunk::kRkT));
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block)
-      multiply_add<Operand>(dv_sums, gradient[block], load_right(k, block, lane_));
+      multiply_add<Operand>(dv_sums, gradient[block], k.load_right(block, lane_));
     multiply_add<Operand>(dv_sums, dw, matrix(prepared, Chunk::kAkT));
     this->write(dv_sums, dv, dv_stride, tokens);
 
@@ -87,8 +87,8 @@ class BackwardRows : public ValueRows<T, kSize> {
     Sums other = zero_sums();
 #pragma unroll
     for (int block = 0; block < kBlocks; block += 2) {
-      multiply_add<Operand>(other, rows[block], load_right(columns, block, lane_));
-      multiply_add<Operand>(sum, rows[block + 1], load_right(columns, block + 1, lane_));
+      multiply_add<Operand>(other, rows[block], columns.load_right(block, lane_));
+      multiply_add<Operand>(sum, rows[block + 1], columns.load_right(block + 1, lane_));
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum.x[i / 4][i % 4] += other.x[i / 4][i % 4];
@@ -130,7 +130,7 @@ class BackwardRows : public ValueRows<T, kSize> {
   }
   // [values, tokens] as tokens by values.
   __device__ __forceinline__ void store_transposed(const Tile<kSize>& to, const Fragment& f) const {
-    to.store(first_row_ / 16, lane_, transposed(f));
+    to.store_transposed(first_row_ / 16, lane_, f);
   }
 };
 
