@@ -28,13 +28,29 @@ constexpr int kChunks = static_cast<int>(kCheckpointTokens) / kTokens;
 struct HeadVectors {
   enum Which { kR, kK, kA, kB, kW, kV, kDy, kVectors };
 
-  TokenRows rows[kVectors];
+  // One vector [N] a token.
+  struct __align__(16) Rows {
+    const char* data;
+    uint32_t token_bytes;  // from token to token
+    int length;            // tokens to copy: none of a tensor that is absent, or a w in fp32
+
+    __device__ __forceinline__ const char* at(int token) const {
+      return data + static_cast<uint64_t>(static_cast<uint32_t>(token)) * token_bytes;
+    }
+  };
+  Rows rows[kVectors];
   int64_t gradients;  // in elements; one for all tensors
 
-  __device__ void set(const Wkv7Params& p, const Wkv7Gradients& g, int64_t batch, int64_t begin, int64_t head) {
+  __device__ void set(const Wkv7Params& p, const Wkv7Gradients& g, int64_t sequence, int64_t head) {
+    const int64_t batch = p.sequences.batch(sequence), begin = p.sequences.begin(sequence);
+    const int length = static_cast<int>(p.sequences.length(sequence));
     const View* const views[kVectors] = {&p.r, &p.k, &p.a, &p.b, &p.w, &p.v, &g.grad_y};
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i) rows[i] = token_rows(*views[i], batch, begin, head);
+    for (int i = 0; i < kVectors; ++i) {
+      const TokenRows tokens = token_rows(*views[i], batch, begin, head);
+      const bool copied = tokens.data != nullptr && views[i]->dtype != DType::kFloat32;
+      rows[i] = {tokens.data, tokens.token_bytes, copied ? length : 0};
+    }
     gradients = batch * g.dr.stride[0] + begin * g.dr.stride[1] + head * g.dr.stride[2];
   }
 };

@@ -289,28 +289,4 @@ __device__ __forceinline__ void multiply_by_log_derivatives(Decay form, const fl
   }
 }
 
-// Writes the gradients of a chunk's columns 16 block … 16 block + 15; first: its first token.
-template <class T, class Tokens, class Chunk>
-__device__ __forceinline__ void write_gradients(const Wkv7Gradients& g, const Tokens& tokens, int64_t offset,
-                                                const SliceGradients& x, const Chunk& chunk, int block, int left) {
-  const int64_t stride = g.dr.stride[1];
-  const auto write = [&](HeadVectors::Which which, const View& to, const float (&of)[2][4]) {
-    tokens.write(chunk, block, which, of, static_cast<T*>(to.data) + offset, stride, left);
-  };
-  write(HeadVectors::kR, g.dr, x.r);
-  write(HeadVectors::kK, g.dk, x.k);
-  write(HeadVectors::kA, g.da, x.a);
-  write(HeadVectors::kB, g.db, x.b);
-  if (g.dw.dtype != DType::kFloat32) return write(HeadVectors::kW, g.dw, x.log_decay);
-  const int lane = threadIdx.x % kWarp;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int token = lane / 4 * 2 + i % 2;
-    const float* const pair = &x.log_decay[i % 2][i / 2 * 2];
-    if (token < left)
-      *reinterpret_cast<float2*>(static_cast<float*>(g.dw.data) + offset + token * stride + 16 * block + lane % 4 * 2 +
-                                 i / 2 * 8) = make_float2(pair[0], pair[1]);
-  }
-}
-
 }  // namespace flash_rwkv::cuda::wkv7_chunk

@@ -15,6 +15,31 @@ class BackwardRows : public ValueRows<T, kSize> {
   using ValueRows<T, kSize>::ValueRows;
   using ValueRows<T, kSize>::kBlocks;
 
+  // --- A saved matrix [kSize, kSize], fp32, by way of two tiles of these rows, each of half of the columns. What a warp
+  // copies it loads itself.
+
+  __device__ __forceinline__ void fetch(const Memory& memory, const float* matrix) const {
+#pragma unroll
+    for (int i = 0; i < kSize / 8; ++i) {
+      const int row = 2 * i + lane_ / 16, piece = lane_ % 16;
+      ptx::cp_async_cg_shared_global<16>(staged(memory, row, piece), matrix + (first_row_ + row) * kSize + 4 * piece,
+                                         16);
+    }
+  }
+
+  __device__ __forceinline__ void load_fetched(const Memory& memory) {
+#pragma unroll
+    for (int i = 0; i < 4 * kBlocks; ++i) {
+      const int row = lane_ / 4 + i % 2 * 8, piece = i / 2 * 2 + lane_ % 4 / 2;
+      const float2 pair = *reinterpret_cast<const float2*>(staged(memory, row, piece) + lane_ % 2 * 8);
+      float* const to = &s_[i / 4].x[i / 2 % 2][i % 2 * 2];
+      to[0] = pair.x, to[1] = pair.y;
+    }
+    __syncwarp();
+  }
+
+  // --- Chunks
+
   // Leaves the state before the chunk, and U. Goes on to the next state where `advance`.
   __device__ __forceinline__ void forward(const Memory& memory, int chunk, bool advance) {
     const Chunk prepared = memory.chunk(chunk);
@@ -35,8 +60,8 @@ class BackwardRows : public ValueRows<T, kSize> {
     update(prepared, v, Chunk::kK, u, Chunk::kB);
   }
 
-  // The same with G: leaves it, and dW, and writes the gradients of values.
-  __device__ __forceinline__ void backward(const Memory& memory, int chunk, T* dv, int64_t dv_stride, int tokens) {
+  // The same with G: leaves it, and dW. Returns the gradients of values, values by tokens.
+  __device__ __forceinline__ Fragment backward(const Memory& memory, int chunk) {
     const Chunk prepared = memory.chunk(chunk);
     Fragment gradient[kBlocks];
     round(gradient);
@@ -52,9 +77,9 @@ class BackwardRows : public ValueRows<T, kSize> {
     for (int block = 0; block < kBlocks; ++block)
       multiply_add<Operand>(dv_sums, gradient[block], k.load_right(block, lane_));
     multiply_add<Operand>(dv_sums, dw, matrix(prepared, Chunk::kAkT));
-    this->write(dv_sums, dv, dv_stride, tokens);
 
     update(prepared, dy, Chunk::kR, dw, Chunk::kA);
+    return rounded<T>(dv_sums);
   }
 
   // The same, for G alone.
@@ -70,6 +95,11 @@ class BackwardRows : public ValueRows<T, kSize> {
   using ValueRows<T, kSize>::lane_;
   using ValueRows<T, kSize>::first_row_;
   using ValueRows<T, kSize>::s_;
+
+  // 16 bytes of a row of these.
+  __device__ __forceinline__ char* staged(const Memory& memory, int row, int piece) const {
+    return memory.state(piece / 8, first_row_ / 16).data + Tile<kSize>::offset(row, piece % 8);
+  }
 
   __device__ __forceinline__ void round(Fragment (&s)[kBlocks]) const {
 #pragma unroll
