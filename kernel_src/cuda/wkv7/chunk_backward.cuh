@@ -104,9 +104,15 @@ struct BackwardMemory {
   }
   __device__ Tile<kSize> gradient(int block) const { return {data + kGradient + block * kTile}; }
   __device__ Tile<kSize> dw() const { return {data + kDw}; }
-  // P and its transposed, of one chunk, as left operands: where matrices were for the way forward.
-  __device__ uint4* score(int which) const { return chunk(which).matrix(Chunk::kInverse); }
-  __device__ uint4* score_transposed(int which) const { return chunk(which).matrix(Chunk::kAk); }
+  // P of one chunk as left operands, where matrices were for the way forward, and beside each of queries that transposed
+  // of keys which the same is multiplied by: P_ab and P_ab', P_ak and P_rb', P_rb and P_ak', P_rk and P_rk'.
+  __device__ uint4* score(int of_queries, bool transposed) const {
+    static_assert(Chunk::kAk == Chunk::kInverse + 1);
+    return chunk(of_queries).matrix(Chunk::kInverse + transposed);
+  }
+  __device__ static int across(int which) {
+    return which == kScoreAk ? kScoreRb : which == kScoreRb ? kScoreAk : which;
+  }
   __device__ float* diagonal(int which) const {
     return reinterpret_cast<float*>(data + kDiagonal) + (which - kScoreRb) * kTokens;
   }

@@ -19,11 +19,11 @@ class BackwardRows : public ValueRows<T, kSize> {
   // copies it loads itself.
 
   __device__ __forceinline__ void fetch(const Memory& memory, const float* matrix) const {
+    const float* const from = matrix + (first_row_ + lane_ / 16) * kSize + lane_ % 16 * 4;
 #pragma unroll
     for (int i = 0; i < kSize / 8; ++i) {
       const int row = 2 * i + lane_ / 16, piece = lane_ % 16;
-      ptx::cp_async_cg_shared_global<16>(staged(memory, row, piece), matrix + (first_row_ + row) * kSize + 4 * piece,
-                                         16);
+      ptx::cp_async_cg_shared_global<16>(staged(memory, row, piece), from + 2 * i * kSize, 16);
     }
   }
 
@@ -138,8 +138,8 @@ class BackwardRows : public ValueRows<T, kSize> {
   // sum += x times the transposed of y, x in two parts.
   __device__ __forceinline__ static void multiply_in_parts(Sums& sum, const Sums& x, const RightFragment& y) {
     const Fragment most = rounded<Operand>(x);
-    multiply_add<Operand>(sum, remainder<Operand>(x, most), y);
     multiply_add<Operand>(sum, most, y);
+    multiply_add<Operand>(sum, remainder<Operand>(x, most), y);
   }
 
   // Decay, then two products with columns.
