@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
 #pragma unroll 1
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
       const int token = first + chunk * kTokens;
-      const Fragment dv = gradient.backward(memory, chunk);
+      const Fragment dv = gradient.backward(memory, chunk, g.grad_y.data != nullptr);
       __syncthreads();
 
       // What is prepared of the columns has been used: they are fetched once more.

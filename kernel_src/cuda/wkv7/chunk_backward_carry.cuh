@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kCarryWarps* kWarp, 1)
     if (chunk == chunks - 1 || chunk % kChunks == kChunks - 1)
       gradient.store(gradients + chunk / kChunks * p.num_heads * kSize * kSize, kSize);
     if (preparer % kGroup == 0) ptx::bar_sync(full(preparer), threads);
-    gradient.backward(memory.chunk(preparer));
+    gradient.backward(memory.chunk(preparer), g.grad_y.data != nullptr);
     // Nobody waits for memory that no other chunks follow in.
     if (preparer % kGroup == kGroup - 1 && chunk + kGroup - 1 >= preparers) ptx::bar_arrive(empty(preparer), threads);
     if (++preparer == preparers) preparer = 0;

@@ -61,13 +61,14 @@ class BackwardRows : public ValueRows<T, kSize> {
   }
 
   // The same with G: leaves it, and dW. Returns the gradients of values, values by tokens.
-  __device__ __forceinline__ Fragment backward(const Memory& memory, int chunk) {
+  __device__ __forceinline__ Fragment backward(const Memory& memory, int chunk, bool has_dy) {
     const Chunk prepared = memory.chunk(chunk);
     Fragment gradient[kBlocks];
     round(gradient);
     store_rows(memory.gradient(first_row_ / 16), gradient);
     const Fragment dy = prepared.rows(Chunk::kDy).load_transposed(first_row_ / 16, lane_);
-    const Fragment dw = gradient_of_w(prepared, gradient, dy);
+    const Sums dw_sums = gradient_of_w(prepared, gradient, dy);
+    const Fragment dw = rounded<Operand>(dw_sums);
     store_transposed(memory.dw(), dw);
 
     const Tile<kSize> k = prepared.rows(Chunk::kK);
@@ -78,17 +79,18 @@ class BackwardRows : public ValueRows<T, kSize> {
       multiply_add<Operand>(dv_sums, gradient[block], k.load_right(block, lane_));
     multiply_add<Operand>(dv_sums, dw, matrix(prepared, Chunk::kAkT));
 
-    update(prepared, dy, Chunk::kR, dw, Chunk::kA);
+    go_back(prepared, has_dy, dy, dw_sums, dw);
     return rounded<T>(dv_sums);
   }
 
   // The same, for G alone.
   template <class AnyChunk>
-  __device__ __forceinline__ void backward(const AnyChunk& prepared) {
+  __device__ __forceinline__ void backward(const AnyChunk& prepared, bool has_dy) {
     Fragment gradient[kBlocks];
     round(gradient);
     const Fragment dy = prepared.rows(AnyChunk::kDy).load_transposed(first_row_ / 16, lane_);
-    update(prepared, dy, AnyChunk::kR, gradient_of_w(prepared, gradient, dy), AnyChunk::kA);
+    const Sums dw = gradient_of_w(prepared, gradient, dy);
+    go_back(prepared, has_dy, dy, dw, rounded<Operand>(dw));
   }
 
  private:
@@ -125,14 +127,14 @@ class BackwardRows : public ValueRows<T, kSize> {
   }
 
   template <class AnyChunk>
-  __device__ __forceinline__ Fragment gradient_of_w(const AnyChunk& prepared, const Fragment (&gradient)[kBlocks],
-                                                    const Fragment& dy) const {
+  __device__ __forceinline__ Sums gradient_of_w(const AnyChunk& prepared, const Fragment (&gradient)[kBlocks],
+                                                const Fragment& dy) const {
     const Tile<kSize> b = prepared.rows(AnyChunk::kB);
     Sums du = zero_sums(), dw = zero_sums();
     multiply_add<Operand>(du, dy, matrix(prepared, AnyChunk::kRbT));
     add_columns(du, gradient, b);
     multiply_in_parts(dw, du, matrix(prepared, AnyChunk::kInverseT));
-    return rounded<Operand>(dw);
+    return dw;
   }
 
   // sum += x times the transposed of y, x in two parts.
@@ -140,6 +142,20 @@ class BackwardRows : public ValueRows<T, kSize> {
     const Fragment most = rounded<Operand>(x);
     multiply_add<Operand>(sum, most, y);
     multiply_add<Operand>(sum, remainder<Operand>(x, most), y);
+  }
+
+  // Where only the final state has a gradient, what is left of it by and by is what dW has not taken away: there what
+  // rounding dW leaves over has the place of dY.
+  template <class AnyChunk>
+  __device__ __forceinline__ void go_back(const AnyChunk& prepared, bool has_dy, const Fragment& dy,
+                                          const Sums& dw_sums, const Fragment& dw) {
+    Fragment first = dy;
+    int columns = AnyChunk::kR;
+    if (!has_dy) {
+      first = remainder<Operand>(dw_sums, dw);
+      columns = AnyChunk::kA;
+    }
+    update(prepared, first, columns, dw, AnyChunk::kA);
   }
 
   // Decay, then two products with columns.
