@@ -161,6 +161,18 @@ __device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&x)[4], const void* 
                : "memory");
 }
 
+// The other way round, four matrices. Capability 9.0.
+__device__ __forceinline__ void stmatrix_x4(void* row, const unsigned (&x)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(x[0]),
+               "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+__device__ __forceinline__ void stmatrix_x4_trans(void* row, const unsigned (&x)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+               "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+
 // A matrix of 8 · 8 elements of 16 bits that the warp has in the order of ldmatrix, transposed. Capability 7.5.
 __device__ __forceinline__ unsigned movmatrix_trans(unsigned x) {
   unsigned transposed;

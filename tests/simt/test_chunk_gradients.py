@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.helpers.chunks import GRADIENT_CASES, assert_gradients_accurate, chunk_gradients, make_case
-from tests.helpers.operators import HEAD_OPERATORS, OPERATORS
+from tests.helpers.operators import HEAD_OPERATORS
 from tests.simt import emulated
 
 
@@ -45,7 +45,7 @@ def test_scale_of_float16(simt_kernel, operator, exponent) -> None:
     assert_gradients_accurate(simt_kernel, operator, inputs, keywords, gradients, 2.0**exponent)
 
 
-@pytest.mark.parametrize("operator", [OPERATORS["wkv5"], OPERATORS["wkv6"]], ids=str)
+@pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
 @pytest.mark.parametrize("of", [0, 1], ids=["y", "state"])
 def test_one_output(simt_kernel, operator, of) -> None:
     """The gradient of the other is absent."""

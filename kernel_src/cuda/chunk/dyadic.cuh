@@ -109,18 +109,28 @@ __device__ __forceinline__ Operands exchanged(int g, const Operands& even, const
   return out;
 }
 
-// Goes from one level to the next: the factors for the lane's queries and keys, and the sum of log decays of what is
+// Goes from one level to the next: the decays of the other half of the lane's block, and the sum of log decays of what is
 // then its half of a block.
 template <int kLevel>
-__device__ __forceinline__ void ascend(int g, float (&log2_decay)[4], float (&for_queries)[4], float (&for_keys)[4]) {
-  const bool upper = is_upper(g, kLevel);
+__device__ __forceinline__ void ascend(float (&log2_decay)[4], float (&decays)[4]) {
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     const float other = __shfl_xor_sync(kAllLanes, log2_decay[c], 4 * partner(kLevel));
-    const float decay = ptx::ex2_approx_ftz_f32(other);
-    for_queries[c] = upper ? decay : 1.0f;
-    for_keys[c] = upper ? 1.0f : decay;
+    decays[c] = ptx::ex2_approx_ftz_f32(other);
     log2_decay[c] += other;
+  }
+}
+
+// The same as factors for the lane's queries and keys.
+template <int kLevel>
+__device__ __forceinline__ void ascend(int g, float (&log2_decay)[4], float (&for_queries)[4], float (&for_keys)[4]) {
+  const bool upper = is_upper(g, kLevel);
+  float decays[4];
+  ascend<kLevel>(log2_decay, decays);
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    for_queries[c] = upper ? decays[c] : 1.0f;
+    for_keys[c] = upper ? 1.0f : decays[c];
   }
 }
 

@@ -12,6 +12,7 @@ constexpr int kTokens = 16;  // of a chunk
 // Tokens in a chunk stand in an order of their own, as rows and columns of all its matrices: first the even ones, then
 // the odd. So a lane has both tokens of a pair, in rows g and g + 8 of a fragment.
 __device__ __forceinline__ int slot_of(int token) { return token % 2 * 8 + token / 2; }
+__device__ __forceinline__ int token_of(int slot) { return slot % 8 * 2 + slot / 8; }
 
 // One vector of kColumns elements of 16 bits for each token, rows in the order of slots. Pieces of eight elements are
 // swapped within a row so that neither eight rows of one column of pieces nor those of a copy share banks.
@@ -53,15 +54,24 @@ struct Tile {
     return f;
   }
 
-  // Elements 2t and 2t + 1 of a block's piece.
-  __device__ __forceinline__ void store(int row, int block, int piece, int t, unsigned word) const {
-    *reinterpret_cast<unsigned*>(data + offset(row, piece, block) + 4 * t) = word;
-  }
-
   // A fragment, as load() gives it.
   __device__ __forceinline__ void store(int block, int lane, const Fragment& f) const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    ptx::stmatrix_x4(data + offset(lane % 16, lane / 16, block), f.x);
+#else
 #pragma unroll
-    for (int i = 0; i < 4; ++i) store(lane / 4 + i % 2 * 8, block, i / 2, lane % 4, f.x[i]);
+    for (int i = 0; i < 4; ++i)
+      *reinterpret_cast<unsigned*>(data + offset(lane / 4 + i % 2 * 8, i / 2, block) + lane % 4 * 4) = f.x[i];
+#endif
+  }
+
+  // As load_transposed() gives it.
+  __device__ __forceinline__ void store_transposed(int block, int lane, const Fragment& f) const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    ptx::stmatrix_x4_trans(data + offset(lane / 16 * 8 + lane % 8, lane / 8 % 2, block), f.x);
+#else
+    store(block, lane, transposed(f));
+#endif
   }
 };
 
@@ -89,6 +99,15 @@ struct TileCopies {
 
   __device__ __forceinline__ static int token(int copy, int lane) { return copy * kRows + lane / kPieces; }
   __device__ __forceinline__ static int piece(int lane) { return lane % kPieces; }
+};
+
+// The same for 16 columns, which are one copy: eight lanes have eight rows, as they lie in shared memory.
+struct BlockCopy {
+  static constexpr int kCount = 1;
+
+  __device__ __forceinline__ static int slot(int lane) { return lane % kTokens; }
+  __device__ __forceinline__ static int token(int, int lane) { return token_of(slot(lane)); }
+  __device__ __forceinline__ static int piece(int lane) { return lane / kTokens; }
 };
 
 }  // namespace flash_rwkv::cuda::chunk

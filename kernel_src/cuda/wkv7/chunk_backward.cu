@@ -9,6 +9,7 @@
 #include "cuda/wkv7/chunk_backward_prepare.cuh"
 #include "cuda/wkv7/chunk_backward_state.cuh"
 #include "cuda/wkv7/chunk_backward_tokens.cuh"
+#include "cuda/wkv7/chunk_backward_write.cuh"
 
 namespace flash_rwkv::cuda {
 namespace {
@@ -35,8 +36,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   const int64_t sequence = unit / p.num_heads;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t batch = p.sequences.batch(sequence);
-  const int64_t begin = p.sequences.begin(sequence);
   const int length = static_cast<int>(p.sequences.length(sequence));
   int last = (length + kBlockTokens - 1) / kBlockTokens - 1, stop = 0;
   if constexpr (kCarried) {
@@ -45,9 +44,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
     last = stop;
   }
 
-  if (threadIdx.x == 0) memory.vectors().set(p, g, batch, begin, head);
+  if (threadIdx.x == 0) memory.vectors().set(p, g, sequence, head);
   __syncthreads();
-  const BackwardTokens<T, kSize, kChunks> tokens(memory.vectors(), p.w.dtype == DType::kFloat32, length);
+  const BackwardTokens<T, kSize, true> tokens(memory.vectors(), p.w.dtype == DType::kFloat32, length);
   const Columns<Operand, true, T> columns(p.decay, length);
 
   // States before, and G behind, each checkpoint's tokens.
@@ -64,36 +63,32 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
     gradient.load(matrix_of(g.grad_final_state), g.grad_final_state.stride[2]);
   else gradient.clear();
 
-  const auto fetch = [&](int checkpoint, int chunk) {
-    const int token = checkpoint * kBlockTokens + chunk * kTokens;
-    tokens.fetch_columns(memory.chunk(chunk), token);
-    tokens.fetch_values(memory.chunk(chunk), token);
+  BackwardRows<T, kSize> state(16 * warp);
+  const auto fetch_state = [&](int checkpoint) { state.fetch(memory, states + checkpoint * next_matrix); };
+  const auto fetch_chunks = [&](int checkpoint, int begin, int end) {
+#pragma unroll 1
+    for (int chunk = begin; chunk < end; ++chunk)
+      tokens.fetch(memory.chunk(chunk), checkpoint * kBlockTokens + chunk * kTokens);
   };
-  if (last >= stop)
-    for (int chunk = 0; chunk < kChunks; ++chunk) fetch(last, chunk);
+  if (last >= stop) {
+    fetch_chunks(last, 0, kChunks);
+    fetch_state(last);
+  }
 
   for (int checkpoint = last; checkpoint >= stop; --checkpoint) {
     const int first = checkpoint * kBlockTokens;
     const int left = (length - first + kTokens - 1) / kTokens;
     const int chunks = left < kChunks ? left : kChunks;
-    const bool more = checkpoint > stop;
-    BackwardRows<T, kSize> state(16 * warp);
-    state.load(states + checkpoint * next_matrix, kSize);
     ptx::cp_async_wait_all();
     for (int chunk = 0; chunk < kChunks; ++chunk) tokens.convert_values(memory.chunk(chunk));
     __syncthreads();
-
-    // --- What will be wanted next and is not copied early: two lines of 128 bytes of every row of the state, and tokens
-    if (more) {
-      ptx::prefetch_global_l2(states + (checkpoint - 1) * next_matrix + (16 * warp + lane / 2) * kSize + lane % 2 * 32);
-      tokens.prefetch(first - kBlockTokens);
-    }
 
     // --- Of all chunks what does not depend on the state
     if (warp < chunks) prepare_backward(memory.chunk(warp), tokens, p.decay, first + warp * kTokens, length);
     __syncthreads();
 
     // --- Forward through them
+    state.load_fetched(memory);
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) state.forward(memory, chunk, chunk + 1 < chunks);
 
@@ -101,33 +96,31 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
 #pragma unroll 1
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
       const int token = first + chunk * kTokens;
-      const int64_t row = g.dv.stride[1];
-      T* const dv = static_cast<T*>(g.dv.data) + memory.vectors().gradients + token * row;
-      gradient.backward(memory, chunk, dv, row, length - token);
+      const Fragment dv = gradient.backward(memory, chunk, g.grad_y.data != nullptr);
       __syncthreads();
 
       // What is prepared of the columns has been used: they are fetched once more.
       tokens.fetch_columns(memory.chunk(chunk), token);
-      ptx::cp_async_commit_group();
-      if (more) {  // in place of the chunk behind, or of those that there are not
-        const int end = chunk + 1 == chunks ? kChunks : chunk + 2;
-        for (int free = chunk + 1; free < end; ++free) fetch(checkpoint - 1, free);
-      }
-      ptx::cp_async_commit_group();
       score_gradients(memory, chunk, warp);
       const StateGradients through_state = state_gradients(memory, chunk, warp);
-      ptx::cp_async_wait_group<1>();
+      ptx::cp_async_wait_all();
       __syncthreads();
 
+      const GradientWrites<T, kSize> writes(memory, chunk, memory.vectors().gradients + token * g.dr.stride[1],
+                                            g.dr.stride[1], length - token);
+      writes.stage_values(dv);
       const Raw raw = tokens.load(memory.chunk(chunk), token, warp);
+      __syncwarp();
+      // --- In their place the chunk of the checkpoint before, and that for those that there are not
+      if (checkpoint > stop) {
+        fetch_chunks(checkpoint - 1, chunk, chunk + 1 == chunks ? kChunks : chunk + 1);
+        if (chunk == 0) fetch_state(checkpoint - 1);
+      }
       FinishColumns<T, kSize> finish(memory);
       SliceGradients out = finish.run(raw, columns.unpacked(raw, token), through_state);
       multiply_by_log_derivatives(p.decay, raw.w, out.log_decay);
-      write_gradients<T>(g, tokens, memory.vectors().gradients + token * g.dr.stride[1], out, memory.chunk(chunk), warp,
-                         length - token);
+      writes.write(g, out);
     }
-    __syncthreads();
-    if (more) fetch(checkpoint - 1, 0);
   }
   if (!kCarried) gradient.store(matrix_of(g.dstate), g.dstate.stride[2]);
 #endif

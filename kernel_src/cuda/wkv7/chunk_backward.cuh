@@ -28,13 +28,29 @@ constexpr int kChunks = static_cast<int>(kCheckpointTokens) / kTokens;
 struct HeadVectors {
   enum Which { kR, kK, kA, kB, kW, kV, kDy, kVectors };
 
-  TokenRows rows[kVectors];
+  // One vector [N] a token.
+  struct __align__(16) Rows {
+    const char* data;
+    uint32_t token_bytes;  // from token to token
+    int length;            // tokens to copy: none of a tensor that is absent, or a w in fp32
+
+    __device__ __forceinline__ const char* at(int token) const {
+      return data + static_cast<uint64_t>(static_cast<uint32_t>(token)) * token_bytes;
+    }
+  };
+  Rows rows[kVectors];
   int64_t gradients;  // in elements; one for all tensors
 
-  __device__ void set(const Wkv7Params& p, const Wkv7Gradients& g, int64_t batch, int64_t begin, int64_t head) {
+  __device__ void set(const Wkv7Params& p, const Wkv7Gradients& g, int64_t sequence, int64_t head) {
+    const int64_t batch = p.sequences.batch(sequence), begin = p.sequences.begin(sequence);
+    const int length = static_cast<int>(p.sequences.length(sequence));
     const View* const views[kVectors] = {&p.r, &p.k, &p.a, &p.b, &p.w, &p.v, &g.grad_y};
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i) rows[i] = token_rows(*views[i], batch, begin, head);
+    for (int i = 0; i < kVectors; ++i) {
+      const TokenRows tokens = token_rows(*views[i], batch, begin, head);
+      const bool copied = tokens.data != nullptr && views[i]->dtype != DType::kFloat32;
+      rows[i] = {tokens.data, tokens.token_bytes, copied ? length : 0};
+    }
     gradients = batch * g.dr.stride[0] + begin * g.dr.stride[1] + head * g.dr.stride[2];
   }
 };
@@ -88,9 +104,15 @@ struct BackwardMemory {
   }
   __device__ Tile<kSize> gradient(int block) const { return {data + kGradient + block * kTile}; }
   __device__ Tile<kSize> dw() const { return {data + kDw}; }
-  // P and its transposed, of one chunk, as left operands: where matrices were for the way forward.
-  __device__ uint4* score(int which) const { return chunk(which).matrix(Chunk::kInverse); }
-  __device__ uint4* score_transposed(int which) const { return chunk(which).matrix(Chunk::kAk); }
+  // P of one chunk as left operands, where matrices were for the way forward, and beside each of queries that transposed
+  // of keys which the same is multiplied by: P_ab and P_ab', P_ak and P_rb', P_rb and P_ak', P_rk and P_rk'.
+  __device__ uint4* score(int of_queries, bool transposed) const {
+    static_assert(Chunk::kAk == Chunk::kInverse + 1);
+    return chunk(of_queries).matrix(Chunk::kInverse + transposed);
+  }
+  __device__ static int across(int which) {
+    return which == kScoreAk ? kScoreRb : which == kScoreRb ? kScoreAk : which;
+  }
   __device__ float* diagonal(int which) const {
     return reinterpret_cast<float*>(data + kDiagonal) + (which - kScoreRb) * kTokens;
   }
@@ -109,10 +131,5 @@ struct BackwardMemory {
  public:
   static constexpr int kBytes = kVectors + static_cast<int>(sizeof(HeadVectors));
 };
-
-template <int kSize>
-__device__ __forceinline__ RightFragment load_right(const Tile<kSize>& tile, int block, int lane) {
-  return as_right(tile.load(block, lane));
-}
 
 }  // namespace flash_rwkv::cuda::wkv7_chunk

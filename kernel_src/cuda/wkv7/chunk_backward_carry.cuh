@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kCarryWarps* kWarp, 1)
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int length = static_cast<int>(p.sequences.length(sequence));
   const int chunks = (length + kTokens - 1) / kTokens;
-  if (threadIdx.x == 0) memory.vectors().set(p, g, p.sequences.batch(sequence), p.sequences.begin(sequence), head);
+  if (threadIdx.x == 0) memory.vectors().set(p, g, sequence, head);
   __syncthreads();
 
   // Preparers have chunks from the last to the first in turn. A group of them and all state warps meet at two barriers:
@@ -64,13 +64,12 @@ __global__ void __launch_bounds__(kCarryWarps* kWarp, 1)
   if (warp >= plan.state_warps) {
     const int preparer = warp - plan.state_warps;
     const auto chunk = memory.chunk(preparer);
-    const BackwardTokens<T, kSize, 1> tokens(memory.vectors(), p.w.dtype == DType::kFloat32, length);
+    const BackwardTokens<T, kSize, false> tokens(memory.vectors(), p.w.dtype == DType::kFloat32, length);
     for (int last = chunks - 1 - preparer / kGroup * kGroup; last >= 0; last -= preparers) {  // of the group's chunks
       const int first = (last - preparer % kGroup) * kTokens;
       if (last + preparers < chunks) ptx::bar_sync(empty(preparer), threads);
       if (first >= 0) {
-        tokens.fetch_columns(chunk, first);
-        tokens.fetch_values(chunk, first);
+        tokens.fetch(chunk, first);
         tokens.prefetch(first - preparers * kTokens);
         ptx::cp_async_wait_all();
         tokens.convert_values(chunk);
@@ -96,7 +95,7 @@ __global__ void __launch_bounds__(kCarryWarps* kWarp, 1)
     if (chunk == chunks - 1 || chunk % kChunks == kChunks - 1)
       gradient.store(gradients + chunk / kChunks * p.num_heads * kSize * kSize, kSize);
     if (preparer % kGroup == 0) ptx::bar_sync(full(preparer), threads);
-    gradient.backward(memory.chunk(preparer));
+    gradient.backward(memory.chunk(preparer), g.grad_y.data != nullptr);
     // Nobody waits for memory that no other chunks follow in.
     if (preparer % kGroup == kGroup - 1 && chunk + kGroup - 1 >= preparers) ptx::bar_arrive(empty(preparer), threads);
     if (++preparer == preparers) preparer = 0;

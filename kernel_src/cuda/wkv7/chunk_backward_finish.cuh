@@ -24,10 +24,10 @@ __device__ __forceinline__ void score_gradients(const BackwardMemory<kSize>& mem
   Sums p = zero_sums();
 #pragma unroll
   for (int block = 0; block < kSize / 16; ++block)
-    multiply_add<Operand>(p, left.load(block, lane), load_right(right, block, lane));
+    multiply_add<Operand>(p, left.load(block, lane), right.load_right(block, lane));
   const Fragment score = rounded<Operand>(p);
-  store_fragment(memory.score(which), lane, score);
-  store_fragment(memory.score_transposed(which), lane, transposed(score));
+  store_fragment(memory.score(which, false), lane, score);
+  store_fragment(memory.score(Memory::across(which), true), lane, transposed(score));
   if (of_r && g / 2 == t) {
     float* const diagonal = memory.diagonal(which);
     diagonal[g] = g % 2 == 0 ? p.x[0][0] : p.x[0][1];
@@ -50,13 +50,14 @@ __device__ __forceinline__ StateGradients state_gradients(const BackwardMemory<k
   Sums products = zero_sums();  // S' G, keys by keys
 #pragma unroll
   for (int values = 0; values < kSize / 16; ++values) {
-    const RightFragment s = memory.state(chunk, values).load_transposed_right(block, lane);
+    const Tile<kSize> states = memory.state(chunk, values);
+    const RightFragment s = states.load_transposed_right(block, lane);
     multiply_add<Operand>(out.a, memory.dw().load(values, lane), s);
     multiply_add<Operand>(out.r, memory.chunk(chunk).rows(Chunk::kDy).load(values, lane), s);
     const RightFragment g = memory.gradient(values).load_transposed_right(block, lane);
     multiply_add<Operand>(out.b, memory.chunk(chunk).rows(Chunk::kU).load(values, lane), g);
     multiply_add<Operand>(out.k, memory.chunk(chunk).rows(Chunk::kV).load(values, lane), g);
-    multiply_add<Operand>(products, {{s.x[0], s.x[2], s.x[1], s.x[3]}}, g);
+    multiply_add<Operand>(products, states.load_transposed(block, lane), g);
   }
   // Columns 2t and 2t + 1 of the diagonal are with lanes (2t, t) and (2t + 1, t).
   const int even = 9 * (lane % 4), odd = even + 4;
@@ -141,8 +142,8 @@ class FinishColumns {
       return reinterpret_cast<const unsigned*>(matrix + lane_)[i] & pairs;
     };
     const auto came = [](const Fragment& f, int i) { return as_operands<Operand, T>(f.x[i]); };
-    const auto of_odd = [&](int which) { return word(memory_.score(which), 1); };
-    const auto of_even = [&](int which) { return word(memory_.score_transposed(which), 2); };
+    const auto of_odd = [&](int which) { return word(memory_.score(which, false), 1); };
+    const auto of_even = [&](int which) { return word(memory_.score(Memory::across(which), true), 2); };
     multiply_add<Operand>(
         queries,
         {{of_odd(Memory::kScoreRb), of_odd(Memory::kScoreAb), of_odd(Memory::kScoreRk), of_odd(Memory::kScoreAk)}},
@@ -186,13 +187,14 @@ class FinishColumns {
   template <int kLevel>
   __device__ __forceinline__ void ascend_from(Slice& x, float (&to_queries)[4], float (&to_keys)[4],
                                               float (&factors)[4]) const {
-    float for_queries[4], for_keys[4];
-    ascend<kLevel>(g_, x.log2_decay[0], for_queries, for_keys);
+    const bool upper = is_upper(g_, kLevel);
+    float decays[4];
+    ascend<kLevel>(x.log2_decay[0], decays);
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      factors[c] = is_upper(g_, kLevel) ? to_queries[c] : to_keys[c];
-      to_queries[c] *= for_queries[c];
-      to_keys[c] *= for_keys[c];
+      factors[c] = upper ? to_queries[c] : to_keys[c];
+      if (upper) to_queries[c] *= decays[c];
+      else to_keys[c] *= decays[c];
     }
   }
 
@@ -224,9 +226,8 @@ class FinishColumns {
   __device__ __forceinline__ void level(const Slice& x, const float (&factors)[4], float (&of_half)[4]) {
     const bool upper = is_upper(g_, kLevel);
     const unsigned mask = level_mask(g_, t_, kLevel);
-    const auto score = [&](int of_queries, int of_keys) {
-      Fragment f =
-          load_fragment<Fragment>(upper ? memory_.score(of_queries) : memory_.score_transposed(of_keys), lane_);
+    const auto score = [&](int of_queries) {
+      Fragment f = load_fragment<Fragment>(memory_.score(of_queries, !upper), lane_);
 #pragma unroll
       for (unsigned& word : f.x) word &= mask;
       return f;
@@ -240,10 +241,10 @@ class FinishColumns {
     }
     const RightFragment x1 = transposed_right(first), x2 = transposed_right(second);
     Sums d1 = zero_sums(), d2 = zero_sums();
-    multiply_add<Operand>(d1, score(Memory::kScoreAb, Memory::kScoreAb), x1);
-    multiply_add<Operand>(d2, score(Memory::kScoreRb, Memory::kScoreAk), x1);
-    multiply_add<Operand>(d1, score(Memory::kScoreAk, Memory::kScoreRb), x2);
-    multiply_add<Operand>(d2, score(Memory::kScoreRk, Memory::kScoreRk), x2);
+    multiply_add<Operand>(d1, score(Memory::kScoreAb), x1);
+    multiply_add<Operand>(d2, score(Memory::kScoreRb), x1);
+    multiply_add<Operand>(d1, score(Memory::kScoreAk), x2);
+    multiply_add<Operand>(d2, score(Memory::kScoreRk), x2);
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const float factor = kLevel == 1 ? 1.0f : factors[c];
@@ -286,30 +287,6 @@ __device__ __forceinline__ void multiply_by_log_derivatives(Decay form, const fl
       const float part = ptx::rcp_approx_ftz_f32(1.0f + away);
       x[i / 4][i % 4] *= -kSigmoidScale * away * part * part;
     }
-  }
-}
-
-// Writes the gradients of a chunk's columns 16 block … 16 block + 15; first: its first token.
-template <class T, class Tokens, class Chunk>
-__device__ __forceinline__ void write_gradients(const Wkv7Gradients& g, const Tokens& tokens, int64_t offset,
-                                                const SliceGradients& x, const Chunk& chunk, int block, int left) {
-  const int64_t stride = g.dr.stride[1];
-  const auto write = [&](HeadVectors::Which which, const View& to, const float (&of)[2][4]) {
-    tokens.write(chunk, block, which, of, static_cast<T*>(to.data) + offset, stride, left);
-  };
-  write(HeadVectors::kR, g.dr, x.r);
-  write(HeadVectors::kK, g.dk, x.k);
-  write(HeadVectors::kA, g.da, x.a);
-  write(HeadVectors::kB, g.db, x.b);
-  if (g.dw.dtype != DType::kFloat32) return write(HeadVectors::kW, g.dw, x.log_decay);
-  const int lane = threadIdx.x % kWarp;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int token = lane / 4 * 2 + i % 2;
-    const float* const pair = &x.log_decay[i % 2][i / 2 * 2];
-    if (token < left)
-      *reinterpret_cast<float2*>(static_cast<float*>(g.dw.data) + offset + token * stride + 16 * block + lane % 4 * 2 +
-                                 i / 2 * 8) = make_float2(pair[0], pair[1]);
   }
 }
 

@@ -24,14 +24,12 @@ __device__ __forceinline__ void prepare_backward(const Chunk& chunk, const Token
 
   Sums scores[kLevels] = {};
   float diagonal[4] = {};
-  Raw raw = tokens.load(chunk, first, 0);
-#pragma unroll 2
+#pragma unroll 1
   for (int block = 0; block < kBlocks; ++block) {
-    const Raw current = raw;
-    if (block + 1 < kBlocks) raw = tokens.load(chunk, first, block + 1);
+    const Raw raw = tokens.load(chunk, first, block);
     __syncwarp();  // what is prepared goes where this has come from
-    Slice x = columns.unpacked(current, first);
-    columns.scale(current, x, scores, diagonal);
+    Slice x = columns.unpacked(raw, first);
+    columns.scale(raw, x, scores, diagonal);
     columns.store_rows(chunk.rows(Chunk::kA), x.a, block);
     columns.store_rows(chunk.rows(Chunk::kR), x.r, block);
     columns.store_rows(chunk.rows(Chunk::kB), x.b, block);

@@ -15,6 +15,31 @@ class BackwardRows : public ValueRows<T, kSize> {
   using ValueRows<T, kSize>::ValueRows;
   using ValueRows<T, kSize>::kBlocks;
 
+  // --- A saved matrix [kSize, kSize], fp32, by way of two tiles of these rows, each of half of the columns. What a warp
+  // copies it loads itself.
+
+  __device__ __forceinline__ void fetch(const Memory& memory, const float* matrix) const {
+    const float* const from = matrix + (first_row_ + lane_ / 16) * kSize + lane_ % 16 * 4;
+#pragma unroll
+    for (int i = 0; i < kSize / 8; ++i) {
+      const int row = 2 * i + lane_ / 16, piece = lane_ % 16;
+      ptx::cp_async_cg_shared_global<16>(staged(memory, row, piece), from + 2 * i * kSize, 16);
+    }
+  }
+
+  __device__ __forceinline__ void load_fetched(const Memory& memory) {
+#pragma unroll
+    for (int i = 0; i < 4 * kBlocks; ++i) {
+      const int row = lane_ / 4 + i % 2 * 8, piece = i / 2 * 2 + lane_ % 4 / 2;
+      const float2 pair = *reinterpret_cast<const float2*>(staged(memory, row, piece) + lane_ % 2 * 8);
+      float* const to = &s_[i / 4].x[i / 2 % 2][i % 2 * 2];
+      to[0] = pair.x, to[1] = pair.y;
+    }
+    __syncwarp();
+  }
+
+  // --- Chunks
+
   // Leaves the state before the chunk, and U. Goes on to the next state where `advance`.
   __device__ __forceinline__ void forward(const Memory& memory, int chunk, bool advance) {
     const Chunk prepared = memory.chunk(chunk);
@@ -35,14 +60,15 @@ class BackwardRows : public ValueRows<T, kSize> {
     update(prepared, v, Chunk::kK, u, Chunk::kB);
   }
 
-  // The same with G: leaves it, and dW, and writes the gradients of values.
-  __device__ __forceinline__ void backward(const Memory& memory, int chunk, T* dv, int64_t dv_stride, int tokens) {
+  // The same with G: leaves it, and dW. Returns the gradients of values, values by tokens.
+  __device__ __forceinline__ Fragment backward(const Memory& memory, int chunk, bool has_dy) {
     const Chunk prepared = memory.chunk(chunk);
     Fragment gradient[kBlocks];
     round(gradient);
     store_rows(memory.gradient(first_row_ / 16), gradient);
     const Fragment dy = prepared.rows(Chunk::kDy).load_transposed(first_row_ / 16, lane_);
-    const Fragment dw = gradient_of_w(prepared, gradient, dy);
+    const Sums dw_sums = gradient_of_w(prepared, gradient, dy);
+    const Fragment dw = rounded<Operand>(dw_sums);
     store_transposed(memory.dw(), dw);
 
     const Tile<kSize> k = prepared.rows(Chunk::kK);
@@ -50,26 +76,32 @@ class BackwardRows : public ValueRows<T, kSize> {
     multiply_add<Operand>(dv_sums, dy, matrix(prepared, Chunk::kRkT));
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block)
-      multiply_add<Operand>(dv_sums, gradient[block], load_right(k, block, lane_));
+      multiply_add<Operand>(dv_sums, gradient[block], k.load_right(block, lane_));
     multiply_add<Operand>(dv_sums, dw, matrix(prepared, Chunk::kAkT));
-    this->write(dv_sums, dv, dv_stride, tokens);
 
-    update(prepared, dy, Chunk::kR, dw, Chunk::kA);
+    go_back(prepared, has_dy, dy, dw_sums, dw);
+    return rounded<T>(dv_sums);
   }
 
   // The same, for G alone.
   template <class AnyChunk>
-  __device__ __forceinline__ void backward(const AnyChunk& prepared) {
+  __device__ __forceinline__ void backward(const AnyChunk& prepared, bool has_dy) {
     Fragment gradient[kBlocks];
     round(gradient);
     const Fragment dy = prepared.rows(AnyChunk::kDy).load_transposed(first_row_ / 16, lane_);
-    update(prepared, dy, AnyChunk::kR, gradient_of_w(prepared, gradient, dy), AnyChunk::kA);
+    const Sums dw = gradient_of_w(prepared, gradient, dy);
+    go_back(prepared, has_dy, dy, dw, rounded<Operand>(dw));
   }
 
  private:
   using ValueRows<T, kSize>::lane_;
   using ValueRows<T, kSize>::first_row_;
   using ValueRows<T, kSize>::s_;
+
+  // 16 bytes of a row of these.
+  __device__ __forceinline__ char* staged(const Memory& memory, int row, int piece) const {
+    return memory.state(piece / 8, first_row_ / 16).data + Tile<kSize>::offset(row, piece % 8);
+  }
 
   __device__ __forceinline__ void round(Fragment (&s)[kBlocks]) const {
 #pragma unroll
@@ -87,29 +119,43 @@ class BackwardRows : public ValueRows<T, kSize> {
     Sums other = zero_sums();
 #pragma unroll
     for (int block = 0; block < kBlocks; block += 2) {
-      multiply_add<Operand>(other, rows[block], load_right(columns, block, lane_));
-      multiply_add<Operand>(sum, rows[block + 1], load_right(columns, block + 1, lane_));
+      multiply_add<Operand>(other, rows[block], columns.load_right(block, lane_));
+      multiply_add<Operand>(sum, rows[block + 1], columns.load_right(block + 1, lane_));
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum.x[i / 4][i % 4] += other.x[i / 4][i % 4];
   }
 
   template <class AnyChunk>
-  __device__ __forceinline__ Fragment gradient_of_w(const AnyChunk& prepared, const Fragment (&gradient)[kBlocks],
-                                                    const Fragment& dy) const {
+  __device__ __forceinline__ Sums gradient_of_w(const AnyChunk& prepared, const Fragment (&gradient)[kBlocks],
+                                                const Fragment& dy) const {
     const Tile<kSize> b = prepared.rows(AnyChunk::kB);
     Sums du = zero_sums(), dw = zero_sums();
     multiply_add<Operand>(du, dy, matrix(prepared, AnyChunk::kRbT));
     add_columns(du, gradient, b);
     multiply_in_parts(dw, du, matrix(prepared, AnyChunk::kInverseT));
-    return rounded<Operand>(dw);
+    return dw;
   }
 
   // sum += x times the transposed of y, x in two parts.
   __device__ __forceinline__ static void multiply_in_parts(Sums& sum, const Sums& x, const RightFragment& y) {
     const Fragment most = rounded<Operand>(x);
-    multiply_add<Operand>(sum, remainder<Operand>(x, most), y);
     multiply_add<Operand>(sum, most, y);
+    multiply_add<Operand>(sum, remainder<Operand>(x, most), y);
+  }
+
+  // Where only the final state has a gradient, what is left of it by and by is what dW has not taken away: there what
+  // rounding dW leaves over has the place of dY.
+  template <class AnyChunk>
+  __device__ __forceinline__ void go_back(const AnyChunk& prepared, bool has_dy, const Fragment& dy,
+                                          const Sums& dw_sums, const Fragment& dw) {
+    Fragment first = dy;
+    int columns = AnyChunk::kR;
+    if (!has_dy) {
+      first = remainder<Operand>(dw_sums, dw);
+      columns = AnyChunk::kA;
+    }
+    update(prepared, first, columns, dw, AnyChunk::kA);
   }
 
   // Decay, then two products with columns.
@@ -130,7 +176,7 @@ class BackwardRows : public ValueRows<T, kSize> {
   }
   // [values, tokens] as tokens by values.
   __device__ __forceinline__ void store_transposed(const Tile<kSize>& to, const Fragment& f) const {
-    to.store(first_row_ / 16, lane_, transposed(f));
+    to.store_transposed(first_row_ / 16, lane_, f);
   }
 };
 

@@ -5,8 +5,8 @@
 
 namespace flash_rwkv::cuda::wkv7_chunk {
 
-// kWarps: that share the copies, all of a block or one.
-template <class T, int kSize, int kWarps>
+// kOwn: a warp of a block copies the 16 columns of its number. Else it copies all, and has chunks for itself.
+template <class T, int kSize, bool kOwn>
 class BackwardTokens {
  public:
   using Type = T;
@@ -14,7 +14,7 @@ class BackwardTokens {
 
   __device__ __forceinline__ BackwardTokens(const HeadVectors& vectors, bool wide_decay, int length)
       : vectors_(vectors),
-        warp_(threadIdx.x / kWarp % kWarps),
+        block_(kOwn ? threadIdx.x / kWarp : 0),
         lane_(threadIdx.x % kWarp),
         wide_decay_(wide_decay),
         length_(length) {}
@@ -22,31 +22,28 @@ class BackwardTokens {
   // Has the vectors of 16 tokens brought to the L2 cache.
   __device__ __forceinline__ void prefetch(int first) const {
     constexpr int kLine = 64, kLines = kSize / kLine;  // elements of 16 bits
-    for (int i = warp_ * kWarp + lane_; i < HeadVectors::kVectors * kTokens * kLines; i += kWarps * kWarp) {
-      const TokenRows rows = vectors_.rows[i / (kTokens * kLines)];
+    for (int i = lane_; i < HeadVectors::kVectors * kTokens * kLines; i += kWarp) {
+      const HeadVectors::Rows rows = vectors_.rows[i / (kTokens * kLines)];
       const int token = first + i / kLines % kTokens;
-      if (rows.data != nullptr && token >= 0 && token < length_)
-        ptx::prefetch_global_l2(rows.at(token) + i % kLines * (2 * kLine));
+      if (token >= 0 && token < rows.length) ptx::prefetch_global_l2(rows.at(token) + i % kLines * (2 * kLine));
     }
   }
 
-  // --- Copies to be waited for. Tokens past the end are zeros.
+  // --- Copies to be waited for, of the chunk whose first token is `first`. Tokens past the end are zeros.
 
-  // r, w, k, a and b of the chunk whose first token is `first`. A w in fp32 is not copied.
+  // r, w, k, a and b. A w in fp32 is not copied.
   template <class Chunk>
   __device__ __forceinline__ void fetch_columns(const Chunk& chunk, int first) const {
-    copy(tile(chunk, HeadVectors::kR), HeadVectors::kR, first);
-    if constexpr (Chunk::kAll) copy(tile(chunk, HeadVectors::kK), HeadVectors::kK, first);
-    copy(tile(chunk, HeadVectors::kA), HeadVectors::kA, first);
-    copy(tile(chunk, HeadVectors::kB), HeadVectors::kB, first);
-    if (!wide_decay_) copy(tile(chunk, HeadVectors::kW), HeadVectors::kW, first);
+    copy<HeadVectors::kR, HeadVectors::kA, HeadVectors::kB, HeadVectors::kW, HeadVectors::kK>(chunk, first);
   }
 
-  // Values, and gradients of y; absent ones are zeros.
+  // And v, and gradients of y; absent ones are zeros.
   template <class Chunk>
-  __device__ __forceinline__ void fetch_values(const Chunk& chunk, int first) const {
-    copy(chunk.rows(Chunk::kDy), HeadVectors::kDy, first);
-    if constexpr (Chunk::kAll) copy(chunk.rows(Chunk::kV), HeadVectors::kV, first);
+  __device__ __forceinline__ void fetch(const Chunk& chunk, int first) const {
+    if constexpr (Chunk::kAll)
+      copy<HeadVectors::kR, HeadVectors::kA, HeadVectors::kB, HeadVectors::kW, HeadVectors::kDy, HeadVectors::kK,
+           HeadVectors::kV>(chunk, first);
+    else copy<HeadVectors::kR, HeadVectors::kA, HeadVectors::kB, HeadVectors::kW, HeadVectors::kDy>(chunk, first);
   }
 
   // Each thread makes operands of the values that it has copied itself.
@@ -89,29 +86,10 @@ class BackwardTokens {
     return x;
   }
 
-  // Writes gradients of these columns to `to`, that of the chunk's first token, by way of where the columns have been:
-  // a lane has pairs of columns, and writes 16 bytes.
-  template <class Chunk>
-  __device__ __forceinline__ void write(const Chunk& chunk, int block, HeadVectors::Which which, const float (&x)[2][4],
-                                        T* to, int64_t stride, int tokens) const {
-    const Tile<kSize> staged = tile(chunk, which);
-    Fragment f;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) f.x[i] = Pair<T>::pack(x[i % 2][i / 2 * 2], x[i % 2][i / 2 * 2 + 1]);
-    staged.store(block, lane_, f);
-    __syncwarp();
-    const int slot = lane_ % kTokens, piece = 2 * block + lane_ / kTokens;
-    const int token = slot % 8 * 2 + slot / 8;
-    if (token < tokens)
-      *reinterpret_cast<uint4*>(to + token * stride + piece * 8) =
-          *reinterpret_cast<const uint4*>(staged.data + Tile<kSize>::offset(slot, piece));
-  }
-
  private:
-  using Copies = TileCopies<kSize / 8>;
-  static_assert(Copies::kCount % kWarps == 0);
+  using Copies = std::conditional_t<kOwn, BlockCopy, TileCopies<kSize / 8>>;
 
-  // Where columns are copied to.
+  // Where vectors are copied to.
   template <class Chunk>
   __device__ __forceinline__ static Tile<kSize> tile(const Chunk& chunk, HeadVectors::Which which) {
     switch (which) {
@@ -119,6 +97,8 @@ class BackwardTokens {
       case HeadVectors::kK: return chunk.rows(Chunk::kK);
       case HeadVectors::kA: return chunk.rows(Chunk::kA);
       case HeadVectors::kB: return chunk.rows(Chunk::kB);
+      case HeadVectors::kV: return chunk.rows(Chunk::kV);
+      case HeadVectors::kDy: return chunk.rows(Chunk::kDy);
       default: return chunk.decays();
     }
   }
@@ -127,26 +107,26 @@ class BackwardTokens {
   template <class F>
   __device__ __forceinline__ void for_each_piece(const F& f) const {
 #pragma unroll
-    for (int i = 0; i < Copies::kCount / kWarps; ++i) {
-      const int copy = i * kWarps + warp_;
-      f(Copies::token(copy, lane_), Copies::piece(lane_));
-    }
+    for (int copy = 0; copy < Copies::kCount; ++copy) f(Copies::token(copy, lane_), 2 * block_ + Copies::piece(lane_));
   }
 
-  __device__ __forceinline__ void copy(const Tile<kSize>& to, HeadVectors::Which which, int first) const {
+  // Where they come from is read for all first: no read goes past a copy.
+  template <HeadVectors::Which... kWhich, class Chunk>
+  __device__ __forceinline__ void copy(const Chunk& chunk, int first) const {
+    const HeadVectors::Rows all[] = {vectors_.rows[kWhich]...};
     for_each_piece([&](int token, int piece) {
-      copy_piece(to.data + Tile<kSize>::offset(slot_of(token), piece), which, first + token, piece);
+      const int offset = Tile<kSize>::offset(slot_of(token), piece);
+      int i = 0;
+      (copy_piece(tile(chunk, kWhich).data + offset, all[i++], first + token, piece), ...);
     });
   }
 
-  __device__ __forceinline__ void copy_piece(char* to, HeadVectors::Which which, int token, int piece) const {
-    const TokenRows rows = vectors_.rows[which];
-    ptx::cp_async_cg_shared_global<16>(to, rows.at(token) + piece * 16,
-                                       token < length_ && rows.data != nullptr ? 16 : 0);
+  __device__ __forceinline__ static void copy_piece(char* to, const HeadVectors::Rows& rows, int token, int piece) {
+    ptx::cp_async_cg_shared_global<16>(to, rows.at(token) + piece * 16, token < rows.length ? 16 : 0);
   }
 
   const HeadVectors& vectors_;
-  const int warp_, lane_;
+  const int block_, lane_;
   const bool wide_decay_;
   const int length_;
 };

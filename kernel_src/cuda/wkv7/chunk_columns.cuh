@@ -84,11 +84,7 @@ class Columns {
   // Two tokens' pairs of columns, as rows of a tile.
   template <int kSize>
   __device__ __forceinline__ void store_rows(const Tile<kSize>& to, const float (&x)[2][4], int block) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float* const pair = &x[i % 2][i / 2 * 2];
-      to.store(g_ + i % 2 * 8, block, i / 2, t_, Pair<T>::pack(pair[0], pair[1]));
-    }
+    to.store(block, threadIdx.x % kWarp, left_of<T>(x[0], x[1]));
   }
 
   // To one of the eight lanes that have these columns.

@@ -138,6 +138,39 @@ inline void ldmatrix_x4_trans(unsigned (&x)[4], const void* row, SIMT_PLACE) {
   ldmatrix<4, true>(x, row, {"ldmatrix.x4.trans", file, line});
 }
 
+// --- stmatrix --------------------------------------------------------------------------------------------------------
+
+template <bool kTransposed>
+void stmatrix(void* row, const unsigned (&x)[4], simt::Site site) {
+  struct Brought {
+    unsigned short* row;  // [8]
+    unsigned x[4];
+  };
+  const Brought mine = {static_cast<unsigned short*>(row), {x[0], x[1], x[2], x[3]}};
+  simt::check_shared(mine.row, 16, 16, site.instruction);
+  unsigned nothing = 0;
+  simt::meet_whole_warp(
+      &mine, &nothing,
+      [](const simt::Meeting& warp) {
+        const auto brought = [&](int lane) -> const Brought& { return *static_cast<const Brought*>(warp.in[lane]); };
+        for (int lane = 0; lane < simt::kWarp; ++lane)
+          for (int i = 0; i < 4; ++i)
+            for (int half = 0; half < 2; ++half) {
+              int to = lane / 4, column = 2 * (lane % 4) + half;
+              if (kTransposed) std::swap(to, column);
+              brought(8 * i + to).row[column] = static_cast<unsigned short>(brought(lane).x[i] >> 16 * half);
+            }
+      },
+      site);
+}
+
+inline void stmatrix_x4(void* row, const unsigned (&x)[4], SIMT_PLACE) {
+  stmatrix<false>(row, x, {"stmatrix.x4", file, line});
+}
+inline void stmatrix_x4_trans(void* row, const unsigned (&x)[4], SIMT_PLACE) {
+  stmatrix<true>(row, x, {"stmatrix.x4.trans", file, line});
+}
+
 inline unsigned movmatrix_trans(unsigned x, SIMT_PLACE) {
   unsigned transposed = 0;
   simt::meet_whole_warp(&x, &transposed,
