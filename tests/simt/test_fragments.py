@@ -1,4 +1,4 @@
-"""mma and ldmatrix: fragments laid out by the tables of the PTX ISA, against plain products of matrices."""
+"""mma, ldmatrix and stmatrix: fragments by the tables of the PTX ISA, against plain products of matrices."""
 
 from __future__ import annotations
 
@@ -77,6 +77,18 @@ def test_ldmatrix(library, count, transposed) -> None:
     assert not library.run_ldmatrix(count, ctypes.c_bool(transposed), pointer(matrices), pointer(x))
     for lane in LANES:
         for i in range(count):
+            matrix = matrices[i].T if transposed else matrices[i]
+            first, second = matrix[lane // 4, 2 * (lane % 4) : 2 * (lane % 4) + 2]
+            assert x[lane, i] == int(second) << 16 | int(first)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_stmatrix(library, transposed) -> None:
+    x = np.arange(2 * 128, dtype=np.uint16).view(np.uint32).reshape(32, 4)
+    matrices = np.zeros((4, 8, 8), np.uint16)
+    assert not library.run_stmatrix(ctypes.c_bool(transposed), pointer(x), pointer(matrices))
+    for lane in LANES:
+        for i in range(4):
             matrix = matrices[i].T if transposed else matrices[i]
             first, second = matrix[lane // 4, 2 * (lane % 4) : 2 * (lane % 4) + 2]
             assert x[lane, i] == int(second) << 16 | int(first)

@@ -33,6 +33,16 @@ __global__ void ldmatrix_kernel(bool transposed, const uint4* matrices, unsigned
   for (int i = 0; i < kCount; ++i) x[threadIdx.x * kCount + i] = mine[i];
 }
 
+// x: [32, 4], matrices: [4, 8, 8]
+__global__ void stmatrix_kernel(bool transposed, const unsigned* x, uint4* matrices) {
+  __shared__ uint4 rows[32];
+  unsigned mine[4];
+  for (int i = 0; i < 4; ++i) mine[i] = x[threadIdx.x * 4 + i];
+  transposed ? ptx::stmatrix_x4_trans(rows + threadIdx.x, mine) : ptx::stmatrix_x4(rows + threadIdx.x, mine);
+  __syncthreads();
+  matrices[threadIdx.x] = rows[threadIdx.x];
+}
+
 // product: [16, 8] = a: [16, 16] b: [16, 8], of bfloat16, as a kernel would go about it.
 __global__ void product_kernel(const uint4* a, const uint4* b, float* product) {
   __shared__ uint4 rows_of_a[16][2], rows_of_b[16];
@@ -67,6 +77,10 @@ cudaError_t run_ldmatrix(int count, bool transposed, const uint4* matrices, unsi
   if (count == 1) return launch(ldmatrix_kernel<1>, 1, 32, 0, nullptr, transposed, matrices, x);
   if (count == 2) return launch(ldmatrix_kernel<2>, 1, 32, 0, nullptr, transposed, matrices, x);
   return launch(ldmatrix_kernel<4>, 1, 32, 0, nullptr, transposed, matrices, x);
+}
+
+cudaError_t run_stmatrix(bool transposed, const unsigned* x, uint4* matrices) {
+  return launch(stmatrix_kernel, 1, 32, 0, nullptr, transposed, x, matrices);
 }
 
 cudaError_t run_product(const uint4* a, const uint4* b, float* product) {
