@@ -122,7 +122,8 @@ def _errors(operator: str, row: dict) -> Iterator[tuple[str, float, float]]:
             what == "state" and row["shape"].get("state", "fp32") == "fp32"
         )
         # Where plain PyTorch happens to be exact, float32's own rounding remains.
-        bar = EXACT if exact else max(TIMES_PLAIN * row["plain_errors"][what], EXACT)
         if row["shape"].get("algorithm") == "chunk":
             bar = CHUNK[operator][what]
+        else:
+            bar = EXACT if exact else max(TIMES_PLAIN * row["plain_errors"][what], EXACT)
         yield f"error, {what}, {label(row['shape'])}", value, bar
