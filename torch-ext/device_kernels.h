@@ -24,9 +24,9 @@ struct DeviceKernels {
   void (*wkv4_forward)(const Wkv4Params&, const Call&);
   void (*wkv4_backward)(const Wkv4Params&, const Wkv4Gradients&, const Call&);
   void (*wkv4_step)(const Wkv4Params&, const Call&);
-  bool (*has_chunks)(const Call&);           // nullptr: never; wkvN_chunk_forward are there only where it has
-  bool (*has_chunk_gradients)(const Call&);  // of wkv7; called only where it has chunks
-  bool (*has_wkv6_chunk_gradients)(const int64_t& head_size, const Call&);  // likewise
+  bool (*has_chunks)(const Call&);  // nullptr: never; wkvN_chunk_forward are there only where it has
+  bool (*has_wkv6_chunk_gradients)(const int64_t& head_size, const Call&);  // called only where it has chunks
+  bool (*has_wkv7_chunk_gradients)(const int64_t& head_size, const Call&);
   void (*wkv6_forward)(const Wkv6Params&, const Call&);
   int64_t (*wkv6_chunk_scratch_bytes)(const Wkv6Params&, const Call&);
   void (*wkv6_chunk_forward)(const Wkv6Params&, const Call&);

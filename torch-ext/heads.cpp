@@ -75,8 +75,8 @@ void check_gradients(const Checker& check, const Tensor& checkpoints, const Opti
 
 bool has_chunks(const DeviceKernels& kernels, int64_t version, int64_t size, bool gradients, const Call& call) {
   if ((size != 64 && size != 128) || kernels.has_chunks == nullptr || !kernels.has_chunks(call)) return false;
-  if (!gradients) return true;
-  return version == 7 ? size == 64 && kernels.has_chunk_gradients(call) : kernels.has_wkv6_chunk_gradients(size, call);
+  const auto has_gradients = version == 7 ? kernels.has_wkv7_chunk_gradients : kernels.has_wkv6_chunk_gradients;
+  return !gradients || has_gradients(size, call);
 }
 
 void check_chunks(const Checker& check, const DeviceKernels& kernels, const HeadSizes& sizes, const Tensor& first) {

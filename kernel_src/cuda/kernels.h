@@ -37,7 +37,7 @@ cudaError_t wkv7_forward(const Wkv7Params&, cudaStream_t);
 RowSplit wkv7_backward_split(const Wkv7Params&);
 cudaError_t wkv7_backward(const Wkv7Params&, const Wkv7Gradients&, cudaStream_t);
 cudaError_t wkv7_chunk_forward(const Wkv7Params&, cudaStream_t);
-bool has_wkv7_chunk_gradients();  // whether a block of the device has shared memory enough
+bool has_wkv7_chunk_gradients(int64_t head_size);  // whether a block of the device has shared memory enough
 int64_t wkv7_chunk_backward_scratch_bytes(const Wkv7Params&);
 cudaError_t wkv7_chunk_backward(const Wkv7Params&, const Wkv7Gradients&, cudaStream_t);
 cudaError_t wkv7_step(const Wkv7Params&, cudaStream_t);

@@ -11,6 +11,7 @@ Letters: B batch, T tokens, H heads, N head size, S sequences.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,9 +59,7 @@ def chunk_rwkv6(
     Raises: as :func:`ops.wkv6`.
     """
     _refuse("chunk_rwkv6", tuning, "cp_context", "reverse")
-    keywords = {"decay": "log", "cu_seqlens": _int32(cu_seqlens)}
-    y, state = ops.wkv6(_scaled(r, scale), k, v, _as(w, r), _as(u, r), _turned(initial_state), **keywords)
-    return y, _turned(state) if output_final_state else None
+    return _wkv6("auto", (r, k, v, w, u), scale, initial_state, output_final_state, cu_seqlens)
 
 
 def fused_recurrent_rwkv6(
@@ -77,9 +76,7 @@ def fused_recurrent_rwkv6(
 ) -> tuple[Tensor, Tensor | None]:
     """As :func:`chunk_rwkv6`, token by token. `reverse` must be False."""
     _refuse("fused_recurrent_rwkv6", {"reverse": reverse}, "reverse")
-    keywords = {"decay": "log", "cu_seqlens": _int32(cu_seqlens), "algorithm": "recurrent"}
-    y, state = ops.wkv6(_scaled(r, scale), k, v, _as(w, r), _as(u, r), _turned(initial_state), **keywords)
-    return y, _turned(state) if output_final_state else None
+    return _wkv6("recurrent", (r, k, v, w, u), scale, initial_state, output_final_state, cu_seqlens)
 
 
 def chunk_rwkv7(
@@ -148,7 +145,18 @@ def fused_mul_recurrent_rwkv7(
     return _wkv7("recurrent", inputs, scale, initial_state, output_final_state, cu_seqlens)
 
 
-def _wkv7(
+def _wkv6(algorithm: str, inputs: tuple[Tensor, ...], *options: Any) -> tuple[Tensor, Tensor | None]:
+    r, k, v, w, u = inputs
+    return _run(ops.wkv6, algorithm, (r, k, v, _as(w, r), _as(u, r)), *options)
+
+
+def _wkv7(algorithm: str, inputs: tuple[Tensor, ...], *options: Any) -> tuple[Tensor, Tensor | None]:
+    r, w, k, v, a, b = inputs
+    return _run(ops.wkv7, algorithm, (r, _as(w, r), k, v, a.to(r.dtype), b.to(r.dtype)), *options)
+
+
+def _run(
+    operator: Callable[..., tuple[Tensor, Tensor]],
     algorithm: str,
     inputs: tuple[Tensor, ...],
     scale: float | None,
@@ -156,10 +164,9 @@ def _wkv7(
     output_final_state: bool,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    r, w, k, v, a, b = inputs
+    r, *rest = inputs
     keywords = {"decay": "log", "cu_seqlens": _int32(cu_seqlens), "algorithm": algorithm}
-    same = (_scaled(r, scale), _as(w, r), k, v, a.to(r.dtype), b.to(r.dtype))
-    y, state = ops.wkv7(*same, _turned(initial_state), **keywords)
+    y, state = operator(_scaled(r, scale), *rest, _turned(initial_state), **keywords)
     return y, _turned(state) if output_final_state else None
 
 

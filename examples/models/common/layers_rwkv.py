@@ -5,6 +5,8 @@ Letters in shapes: B batch, T tokens, C channels, H heads, N head size, C = H·N
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -18,7 +20,7 @@ HEAD_NORM_EPSILON = 64e-5
 NO_DECAY = -1e4
 
 
-class RwkvMix(nn.Module):
+class RwkvMix(nn.Module, ABC):
     """Time mixing or channel mixing of one layer.
 
     Attributes:
@@ -37,9 +39,9 @@ class RwkvMix(nn.Module):
         for name in names:
             self.register_parameter(name, nn.Parameter(torch.empty(self.config.hidden_size)))
 
+    @abstractmethod
     def initialize(self) -> None:
         """Give the parameters their values at the start of training, those of BlinkDL/RWKV-LM."""
-        raise NotImplementedError
 
     def ramp(self, power: float) -> Tensor:
         """`[C]` from 0 in the first channel to 1 in the last, to the power."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(ABC):
     """The sizes that a checkpoint's shapes say; fields are the arguments of the version's configuration.
 
     Attributes:
@@ -56,13 +57,13 @@ class Sizes:
             raise ValueError(f"not a whole checkpoint of RWKV {cls.version}: {error}") from None
 
     @classmethod
+    @abstractmethod
     def read(cls, shapes: Shapes) -> dict[str, int]:
         """The head size and the sizes that only this version has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def block(self, layer: int) -> Shapes:
         """The tensors of a block of this version, less what all versions have; names without `blocks.N.`."""
-        raise NotImplementedError
 
     def shapes(self) -> Shapes:
         """Every tensor of a checkpoint, with its shape less the leading ones of `[1, 1, C]`."""

@@ -35,7 +35,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   const int64_t head = unit % p.num_heads;
   const int64_t sequence = unit / p.num_heads;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int length = static_cast<int>(p.sequences.length(sequence));
   int last = (length + kBlockTokens - 1) / kBlockTokens - 1, stop = 0;
   if constexpr (kCarried) {
@@ -118,7 +117,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
       }
       FinishColumns<T, kSize> finish(memory);
       SliceGradients out = finish.run(raw, columns.unpacked(raw, token), through_state);
-      multiply_by_log_derivatives(p.decay, raw.w, out.log_decay);
+      to_gradients_of_w(p.decay, raw.w, out.log_decay);
       writes.write(g, out);
     }
   }
@@ -184,8 +183,8 @@ cudaError_t launch_chunks_backward(const Wkv7Params& p, const Wkv7Gradients& g, 
 
 }  // namespace
 
-bool has_wkv7_chunk_gradients() {
-  return BackwardMemory<64>::kBytes <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+bool has_wkv7_chunk_gradients(int64_t head_size) {
+  return head_size == 64 && BackwardMemory<64>::kBytes <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
 int64_t wkv7_chunk_backward_scratch_bytes(const Wkv7Params& p) {

@@ -141,7 +141,7 @@ class FinishColumns {
     const auto word = [&](const uint4* matrix, int i) {
       return reinterpret_cast<const unsigned*>(matrix + lane_)[i] & pairs;
     };
-    const auto came = [](const Fragment& f, int i) { return as_operands<Operand, T>(f.x[i]); };
+    const auto came = [](const Fragment& f, int i) { return converted<Operand, T>(f.x[i]); };
     const auto of_odd = [&](int which) { return word(memory_.score(which, false), 1); };
     const auto of_even = [&](int which) { return word(memory_.score(Memory::across(which), true), 2); };
     multiply_add<Operand>(
@@ -271,23 +271,5 @@ class FinishColumns {
   SliceGradients sums_;               // for columns scaled for level 1
   float of_queries_[4], of_keys_[4];  // x dx of both tokens' columns: the state's, and that of the levels so far
 };
-
-// From gradients of log d to those of w.
-__device__ __forceinline__ void multiply_by_log_derivatives(Decay form, const float (&w)[2][4], float (&x)[2][4]) {
-  constexpr float kLog2E = 1.44269504088896341f;
-  constexpr float kSigmoidScale = 0.60653065971263342360f;
-  if (form == Decay::kExp) {
-    // Past 1e30 a decay is 0; the bound keeps 0 times infinity out of the gradient.
-#pragma unroll
-    for (int i = 0; i < 8; ++i) x[i / 4][i % 4] *= -fminf(ptx::ex2_approx_ftz_f32(kLog2E * w[i / 4][i % 4]), 1e30f);
-  } else if (form == Decay::kSigmoid) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float away = ptx::ex2_approx_ftz_f32(-kLog2E * fabsf(w[i / 4][i % 4]));
-      const float part = ptx::rcp_approx_ftz_f32(1.0f + away);
-      x[i / 4][i % 4] *= -kSigmoidScale * away * part * part;
-    }
-  }
-}
 
 }  // namespace flash_rwkv::cuda::wkv7_chunk

@@ -53,8 +53,8 @@ class BackwardTokens {
       for_each_piece([&](int token, int piece) {
         const auto convert = [&](int which) {
           uint4& x = *reinterpret_cast<uint4*>(chunk.rows(which).data + Tile<kSize>::offset(slot_of(token), piece));
-          x = make_uint4(as_operands<Operand, T>(x.x), as_operands<Operand, T>(x.y), as_operands<Operand, T>(x.z),
-                         as_operands<Operand, T>(x.w));
+          x = make_uint4(converted<Operand, T>(x.x), converted<Operand, T>(x.y), converted<Operand, T>(x.z),
+                         converted<Operand, T>(x.w));
         };
         convert(Chunk::kDy);
         if constexpr (Chunk::kAll) convert(Chunk::kV);

@@ -16,13 +16,6 @@ struct Slice {
   float log2_decay[2][4];
 };
 
-// Two elements of In as two operands of T.
-template <class T, class In>
-__device__ __forceinline__ unsigned as_operands(unsigned word) {
-  if constexpr (std::is_same_v<T, In>) return word;
-  else return Pair<T>::pack(Pair<In>::first(word), Pair<In>::second(word));
-}
-
 // T: of the operands; In: of the columns as they came. kAll: not without k, whose columns and scores there are none of
 // then.
 template <class T, bool kAll = true, class In = T>
@@ -63,7 +56,7 @@ class Columns {
         x.r[token][c] *= decay[token][c];
       }
     // Nothing lies between a_t and b_{t-1} or k_{t-1}, nor behind r_t but its own decay.
-    const auto word = [](const Fragment& f, int i) { return as_operands<T, In>(f.x[i]); };
+    const auto word = [](const Fragment& f, int i) { return converted<T, In>(f.x[i]); };
     const Fragment queries = {
         {word(raw.a, 1), Pair<T>::pack(x.r[1][0], x.r[1][1]), word(raw.a, 3), Pair<T>::pack(x.r[1][2], x.r[1][3])}};
     const RightFragment keys = {{word(raw.b, 0), word(raw.b, 2), word(raw.k, 0), word(raw.k, 2)}};
