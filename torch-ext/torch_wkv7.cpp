@@ -43,13 +43,11 @@ Wkv7Params check_inputs(const Checker& check, const HeadSizes& sizes, Inputs& in
 
 void check_chunk_gradients(const Checker& check, const DeviceKernels& kernels, const HeadSizes& sizes,
                            const Tensor& r) {
-  const std::string got = "; expected 'auto' or 'recurrent', got 'chunk' for ";
-  if (sizes.size != 64)
-    check.fail("algorithm 'chunk' has gradients for head size 64" + got + std::to_string(sizes.size));
   if (!kernels.has_wkv7_chunk_gradients(sizes.size, sizes.call(r)))
-    check.fail("algorithm 'chunk' has gradients on devices with 112 KiB of shared memory a block, such as those of "
-               "capability 8.0, 9.0 and 10.0" +
-               got + "a tensor on cuda:" + std::to_string(r.get_device_index()));
+    check.fail(
+        "algorithm 'chunk' has gradients for head size 64 and, on devices with 227 KiB of shared memory a block, "
+        "128; expected 'auto' or 'recurrent', got 'chunk' for " +
+        std::to_string(sizes.size) + " on cuda:" + std::to_string(r.get_device_index()));
 }
 
 Outputs forward(bool chunks, Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, OptionalTensor state,

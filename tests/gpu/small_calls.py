@@ -73,12 +73,10 @@ def small_calls(
         gradients = output_gradients(y, state, 1)
         yield getattr(ops, f"{operator}_backward")(*tensors, checkpoints, *gradients, *options)
         if operator.has_heads and has_chunks(device, dtype, size):
-            trains = operator.name != "wkv7" or size == CHUNK_SIZES[0]
             chunk_forward = getattr(ops, f"{operator}_chunk_forward")
-            y, state, checkpoints = chunk_forward(*tensors, inputs["state"], *options, trains)
+            y, state, checkpoints = chunk_forward(*tensors, inputs["state"], *options, True)
             yield y, state
-            if trains:
-                yield getattr(ops, f"{operator}_chunk_backward")(*tensors, checkpoints, *gradients, *options)
+            yield getattr(ops, f"{operator}_chunk_backward")(*tensors, checkpoints, *gradients, *options)
 
     inputs = inputs_of(batch=3, tokens=1)
     first = inputs[operator.first].shape

@@ -11,8 +11,9 @@ from tests.helpers.chunks import (
     chunk_gradients,
     make_case,
     move,
+    small_device,
 )
-from tests.helpers.operators import HEAD_OPERATORS, OPERATORS, call
+from tests.helpers.operators import HEAD_OPERATORS, OPERATORS
 
 pytestmark = pytest.mark.cuda_only
 
@@ -29,10 +30,22 @@ def test_accuracy(kernel, device, operator, case, heads) -> None:
     assert_gradients_accurate(kernel, operator, inputs, keywords, gradients)
 
 
+# Longer than a checkpoint's tokens, and with chunks missing at the end.
+@pytest.mark.parametrize("heads", [2, 200])
 @pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
-@pytest.mark.parametrize("heads", [2, 300])
-def test_repeats(kernel, device, operator, heads) -> None:
-    inputs, keywords = make_case(operator, tokens=100, heads=heads)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_small_device(kernel, device, operator, dtype, heads) -> None:
+    inputs, keywords = make_case(operator, tokens=170, dtype=dtype, heads=heads)
+    with small_device():
+        gradients = chunk_gradients(kernel, operator, move(inputs, device), move(keywords, device))
+    gradients = {name: x.cpu() for name, x in gradients.items()}
+    assert_gradients_accurate(kernel, operator, inputs, keywords, gradients)
+
+
+@pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
+@pytest.mark.parametrize(("heads", "size"), [(2, 64), (300, 64), (2, 128), (300, 128)])
+def test_repeats(kernel, device, operator, heads, size) -> None:
+    inputs, keywords = make_case(operator, tokens=100, heads=heads, size=size)
     inputs = move(inputs, device)
     first = chunk_gradients(kernel, operator, inputs, keywords)
     for _ in range(REPEATS):
@@ -40,9 +53,11 @@ def test_repeats(kernel, device, operator, heads) -> None:
         assert all(torch.equal(again[name], first[name]) for name in first)
 
 
-def test_other_head_size(kernel, device) -> None:
-    inputs, keywords = make_case(OPERATORS["wkv7"], size=128)
-    inputs = move(inputs, device)
-    inputs["k"].requires_grad_()
-    with pytest.raises(RuntimeError, match="algorithm 'chunk' has gradients for head size 64"):
-        call(kernel, OPERATORS["wkv7"], inputs, algorithm="chunk", **keywords)
+@pytest.mark.parametrize("name", ["wkv6", "wkv7"])
+def test_no_room(kernel, device, name) -> None:
+    inputs, keywords = make_case(OPERATORS[name], size=128)
+    with (
+        small_device(),
+        pytest.raises(RuntimeError, match="algorithm 'chunk' has gradients for head size 64 and"),
+    ):
+        chunk_gradients(kernel, OPERATORS[name], move(inputs, device), keywords)

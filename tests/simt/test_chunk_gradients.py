@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.chunks import GRADIENT_CASES, assert_gradients_accurate, chunk_gradients, make_case
-from tests.helpers.operators import HEAD_OPERATORS
+from tests.helpers.chunks import (
+    GRADIENT_CASES,
+    assert_gradients_accurate,
+    chunk_gradients,
+    make_case,
+    small_device,
+)
+from tests.helpers.operators import HEAD_OPERATORS, OPERATORS
 from tests.simt import emulated
 
 
@@ -26,11 +32,37 @@ def test_accuracy(simt_kernel, operator, case, processors) -> None:
         assert same, "the gradients depend on the order of threads: a race"
 
 
+@pytest.mark.parametrize("processors", [132, 1], ids=["few heads", "many heads"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
+def test_small_device(simt_kernel, operator, dtype, processors) -> None:
+    """With less shared memory the same is computed in another order, if at all."""
+    for lengths in ([17, 0, 40, 64, 150], [100]):
+        inputs, keywords = make_case(operator, lengths=lengths, dtype=dtype, heads=1)
+        with emulated.setting(processors=processors):
+            expected = chunk_gradients(simt_kernel, operator, inputs, keywords)
+        for order in ("forward", "reverse", "1"):
+            with emulated.setting(order, processors), small_device():
+                gradients = chunk_gradients(simt_kernel, operator, inputs, keywords)
+            assert all(torch.equal(gradients[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("name", ["wkv6", "wkv7"])
+def test_no_room(simt_kernel, name) -> None:
+    inputs, keywords = make_case(OPERATORS[name], size=128)
+    with (
+        small_device(),
+        pytest.raises(RuntimeError, match=r"head size 64 and, on devices with \d+ KiB .*got 'chunk' for 128"),
+    ):
+        chunk_gradients(simt_kernel, OPERATORS[name], inputs, keywords)
+
+
+@pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
 @pytest.mark.parametrize("exponent", [-40, -30, 20])
-def test_scale(simt_kernel, operator, exponent) -> None:
+def test_scale(simt_kernel, operator, exponent, size) -> None:
     """Nothing underflows or overflows on the way."""
-    inputs, keywords = make_case(operator, tokens=100)
+    inputs, keywords = make_case(operator, tokens=100, size=size)
     gradients = chunk_gradients(simt_kernel, operator, inputs, keywords, 2.0**exponent)
     assert_gradients_accurate(simt_kernel, operator, inputs, keywords, gradients, 2.0**exponent)
 
@@ -45,11 +77,12 @@ def test_scale_of_float16(simt_kernel, operator, exponent) -> None:
     assert_gradients_accurate(simt_kernel, operator, inputs, keywords, gradients, 2.0**exponent)
 
 
+@pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
 @pytest.mark.parametrize("of", [0, 1], ids=["y", "state"])
-def test_one_output(simt_kernel, operator, of) -> None:
+def test_one_output(simt_kernel, operator, of, size) -> None:
     """The gradient of the other is absent."""
-    inputs, keywords = make_case(operator, tokens=100)
+    inputs, keywords = make_case(operator, tokens=100, size=size)
     gradients = chunk_gradients(simt_kernel, operator, inputs, keywords, of=(of,))
     assert_gradients_accurate(simt_kernel, operator, inputs, keywords, gradients, of=(of,))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.chunks import CASES, assert_chunks_accurate, make_case, run_chunks
+from tests.helpers.chunks import CASES, assert_chunks_accurate, make_case, run_chunks, small_device
 from tests.helpers.measure import error
 from tests.helpers.operators import DECAYS, HEAD_OPERATORS, slice_tokens
 from tests.simt import emulated
@@ -32,6 +32,17 @@ def test_accuracy(simt_kernel, operator, case, processors) -> None:
             first = results
             assert_chunks_accurate(simt_kernel, operator, inputs, keywords, results)
         assert all(map(torch.equal, results, first)), "the results depend on the order of threads: a race"
+
+
+def test_small_device(simt_kernel, operator) -> None:
+    """Fewer warps prepare chunks where a block has less shared memory."""
+    for size in (64, 128):
+        inputs, keywords = make_case(operator, tokens=100, size=size, wide_dtype=torch.float32)
+        with emulated.setting(processors=1):
+            expected = run_chunks(simt_kernel, operator, inputs, keywords)
+            with small_device():
+                results = run_chunks(simt_kernel, operator, inputs, keywords)
+        assert all(map(torch.equal, results, expected))
 
 
 def test_no_token(simt_kernel, operator) -> None:

@@ -151,7 +151,7 @@ def wkv7(
             the normalised key. dtypes, T, N and strides as in :func:`wkv6`.
         w: ``[B, T, H, N]``, what the decay d is made of; the dtype of r, or float32.
         state, cu_seqlens: as in :func:`wkv6`.
-        algorithm: as in :func:`wkv6`, but ``"chunk"`` has a gradient for head size 64 alone.
+        algorithm: as in :func:`wkv6`; gradients of head size 128 take more shared memory, see the README.
         decay: ``"log"`` (default): d = e^w; ``"exp"``: d = e^(-e^w); ``"sigmoid"``:
             d = e^(-e^(-1/2) sigmoid(w)), the clamped form of RWKV-7's raw logits, d in (0.545, 1).
 

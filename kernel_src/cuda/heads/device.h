@@ -2,12 +2,22 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdlib>
+
 namespace flash_rwkv::cuda {
 
-// Of the current device; 0 where it cannot be had.
+// Of the current device; 0 where it cannot be had. FLASH_RWKV_SHARED_KIB: tests of what devices with so many KiB of shared
+// memory a multiprocessor run, of which a block has all but one.
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
   if (cudaGetDevice(&device) == cudaSuccess) cudaDeviceGetAttribute(&value, attribute, device);
+  const bool of_block = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin;
+  if (of_block || attribute == cudaDevAttrMaxSharedMemoryPerMultiprocessor) {
+    if (const char* const text = std::getenv("FLASH_RWKV_SHARED_KIB")) {
+      const int limit = (std::atoi(text) - of_block) << 10;
+      if (limit < value) value = limit;
+    }
+  }
   return value;
 }
 

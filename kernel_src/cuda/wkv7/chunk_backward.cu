@@ -1,4 +1,4 @@
-// Backward pass of WKV7 on tensor cores. A block of four warps has a head of a sequence, and goes back through its
+// Backward pass of WKV7 on tensor cores. A block of four or eight warps has a head of a sequence, and goes back through its
 // checkpoints. All that a checkpoint's tokens need of those behind them is G; where heads are few, one kernel goes
 // through the tokens for that alone, and here a block has a checkpoint.
 #include "cuda/heads/device.h"
@@ -16,19 +16,21 @@ namespace {
 
 using namespace wkv7_chunk;
 
-constexpr int kBackwardThreads = kChunks * kWarp;
+template <int kSize>
+constexpr int kBackwardWarps = kSize / 16;
 constexpr int kBlockTokens = kChunks * kTokens;
 
 // kCarried: G has been carried to every checkpoint, and a block has one of them.
-template <class T, int kSize, bool kCarried>
-__global__ void __launch_bounds__(kBackwardThreads, 2)
+template <class T, int kSize, int kStates, bool kCarried>
+__global__ void __launch_bounds__(kBackwardWarps<kSize>* kWarp, kSize == 64 ? 2 : 1)
     wkv7_chunk_backward_kernel(const __grid_constant__ Wkv7Params p, const __grid_constant__ Wkv7Gradients g,
                                int most_checkpoints) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  static_assert(kSize / 16 == kChunks && BackwardMemory<kSize>::kScores == kChunks,
-                "as many warps as chunks, groups of rows, groups of columns and scores");
+  using Memory = BackwardMemory<kSize, kStates>;
+  constexpr int kWarps = kBackwardWarps<kSize>;  // as many as groups of rows and of columns
+  static_assert((kWarps == kChunks || kWarps == 2 * kChunks) && Memory::kScores == kChunks);
   extern __shared__ uint4 dynamic_shared[];
-  const BackwardMemory<kSize> memory = {reinterpret_cast<char*>(dynamic_shared)};
+  const Memory memory = {reinterpret_cast<char*>(dynamic_shared)};
 
   // --- Which checkpoints, from `last` back to `stop`, of which head of which sequence
   const int64_t unit = kCarried ? blockIdx.x / most_checkpoints : blockIdx.x;
@@ -56,13 +58,13 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   const auto matrix_of = [&](const View& view) {
     return static_cast<float*>(view.data) + sequence * view.stride[0] + head * view.stride[1];
   };
-  BackwardRows<T, kSize> gradient(16 * warp);
+  BackwardRows<T, kSize, kStates> gradient(16 * warp);
   if (kCarried) gradient.load(gradients + last * next_matrix, kSize);
   else if (g.grad_final_state.data != nullptr)
     gradient.load(matrix_of(g.grad_final_state), g.grad_final_state.stride[2]);
   else gradient.clear();
 
-  BackwardRows<T, kSize> state(16 * warp);
+  BackwardRows<T, kSize, kStates> state(16 * warp);
   const auto fetch_state = [&](int checkpoint) { state.fetch(memory, states + checkpoint * next_matrix); };
   const auto fetch_chunks = [&](int checkpoint, int begin, int end) {
 #pragma unroll 1
@@ -83,39 +85,55 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
     __syncthreads();
 
     // --- Of all chunks what does not depend on the state
-    if (warp < chunks) prepare_backward(memory.chunk(warp), tokens, p.decay, first + warp * kTokens, length);
+    if constexpr (kWarps == kChunks) {
+      if (warp < chunks) prepare_backward(memory.chunk(warp), tokens, p.decay, first + warp * kTokens, length);
+    } else {
+      prepare_in_pairs(memory, tokens, p.decay, first, length);
+    }
     __syncthreads();
 
     // --- Forward through them
-    state.load_fetched(memory);
+    const auto go_forward = [&](int end) {
+      state.load_fetched(memory);
 #pragma unroll 1
-    for (int chunk = 0; chunk < chunks; ++chunk) state.forward(memory, chunk, chunk + 1 < chunks);
+      for (int chunk = 0; chunk < end; ++chunk) state.forward(memory, chunk, chunk + 1 < end);
+    };
+    go_forward(chunks);
 
     // --- Back
 #pragma unroll 1
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
       const int token = first + chunk * kTokens;
+      if constexpr (!Memory::kAllStates) {
+        if (chunk == kStates - 1 && chunks > kStates) {
+          ptx::cp_async_wait_all();
+          __syncwarp();
+          go_forward(kStates);
+        }
+      }
       const Fragment dv = gradient.backward(memory, chunk, g.grad_y.data != nullptr);
       __syncthreads();
 
       // What is prepared of the columns has been used: they are fetched once more.
       tokens.fetch_columns(memory.chunk(chunk), token);
-      score_gradients(memory, chunk, warp);
+      if (kWarps == Memory::kScores || warp < Memory::kScores) score_gradients(memory, chunk, warp);
       const StateGradients through_state = state_gradients(memory, chunk, warp);
       ptx::cp_async_wait_all();
       __syncthreads();
 
-      const GradientWrites<T, kSize> writes(memory, chunk, memory.vectors().gradients + token * g.dr.stride[1],
-                                            g.dr.stride[1], length - token);
+      const GradientWrites<T, kSize, kStates> writes(memory, chunk, memory.vectors().gradients + token * g.dr.stride[1],
+                                                     g.dr.stride[1], length - token);
       writes.stage_values(dv);
       const Raw raw = tokens.load(memory.chunk(chunk), token, warp);
       __syncwarp();
-      // --- In their place the chunk of the checkpoint before, and that for those that there are not
+      // --- In their place the chunk of the checkpoint before, and that for those that there are not; in that of states
+      // the one to go forward from next
       if (checkpoint > stop) {
         fetch_chunks(checkpoint - 1, chunk, chunk + 1 == chunks ? kChunks : chunk + 1);
         if (chunk == 0) fetch_state(checkpoint - 1);
       }
-      FinishColumns<T, kSize> finish(memory);
+      if (!Memory::kAllStates && chunk == kStates) fetch_state(checkpoint);
+      FinishColumns<T, kSize, kStates> finish(memory);
       SliceGradients out = finish.run(raw, columns.unpacked(raw, token), through_state);
       to_gradients_of_w(p.decay, raw.w, out.log_decay);
       writes.write(g, out);
@@ -152,7 +170,7 @@ cudaError_t launch_carry(const Wkv7Params& p, const Wkv7Gradients& g, cudaStream
   CarryPlan plan;
   plan.splits = heads * 4 <= processors ? 4 : heads * 2 <= processors ? 2 : 1;
   plan.state_warps = kSize / 16 / plan.splits;
-  plan.groups = (kCarryWarps - plan.state_warps) / kGroup;
+  plan.groups = (kCarryWarps<kSize> - plan.state_warps) / kGroup;
   if (plan.groups > kMostGroups) plan.groups = kMostGroups;
   const int memory = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   while (plan.groups > 1 && CarryMemory<kSize>::bytes(plan.groups) > memory) --plan.groups;
@@ -161,12 +179,30 @@ cudaError_t launch_carry(const Wkv7Params& p, const Wkv7Gradients& g, cudaStream
                             stream, p, g, plan);
 }
 
-template <class T, int kSize, bool kCarried>
+// Of how many of a checkpoint's chunks there is room for the states in a block's shared memory.
+template <int kSize>
+int states_that_fit() {
+  const int memory = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (BackwardMemory<kSize, kChunks>::kBytes <= memory) return kChunks;
+  return BackwardMemory<kSize, kChunks / 2>::kBytes <= memory ? kChunks / 2 : 0;
+}
+
+template <class T, int kSize, int kStates, bool kCarried>
 cudaError_t launch_rest(const Wkv7Params& p, const Wkv7Gradients& g, cudaStream_t stream) {
   const int64_t most_checkpoints = (p.sequences.tokens + kBlockTokens - 1) / kBlockTokens;
-  return launch_with_memory(wkv7_chunk_backward_kernel<T, kSize, kCarried>,
-                            p.sequences.count * p.num_heads * (kCarried ? most_checkpoints : 1), kBackwardThreads,
-                            BackwardMemory<kSize>::kBytes, stream, p, g, static_cast<int>(most_checkpoints));
+  return launch_with_memory(wkv7_chunk_backward_kernel<T, kSize, kStates, kCarried>,
+                            p.sequences.count * p.num_heads * (kCarried ? most_checkpoints : 1),
+                            kBackwardWarps<kSize> * kWarp, BackwardMemory<kSize, kStates>::kBytes, stream, p, g,
+                            static_cast<int>(most_checkpoints));
+}
+
+template <class T, int kSize, bool kCarried>
+cudaError_t launch_rest(const Wkv7Params& p, const Wkv7Gradients& g, cudaStream_t stream) {
+  // No device has room for all states of head size 128.
+  if constexpr (kSize == 64) {
+    if (states_that_fit<kSize>() == kChunks) return launch_rest<T, kSize, kChunks, kCarried>(p, g, stream);
+  }
+  return launch_rest<T, kSize, kChunks / 2, kCarried>(p, g, stream);
 }
 
 template <class T, int kSize>
@@ -184,7 +220,7 @@ cudaError_t launch_chunks_backward(const Wkv7Params& p, const Wkv7Gradients& g, 
 }  // namespace
 
 bool has_wkv7_chunk_gradients(int64_t head_size) {
-  return head_size == 64 && BackwardMemory<64>::kBytes <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  return (head_size == 64 && states_that_fit<64>() > 0) || (head_size == 128 && states_that_fit<128>() > 0);
 }
 
 int64_t wkv7_chunk_backward_scratch_bytes(const Wkv7Params& p) {
@@ -200,6 +236,7 @@ cudaError_t wkv7_chunk_backward(const Wkv7Params& p, const Wkv7Gradients& g, cud
     using T = decltype(type);
     if constexpr (sizeof(T) == 2) {
       if (p.head_size == 64) return launch_chunks_backward<T, 64>(p, g, stream);
+      if (p.head_size == 128) return launch_chunks_backward<T, 128>(p, g, stream);
     }
     return cudaErrorInvalidValue;
   });

@@ -7,9 +7,9 @@
 //   P_ab, P_ak = dW U', dW V';   P_rb, P_rk = dY U', dY V', the gradients of the scores;
 //   dA~ = dW S;   dR~ = dY S;   dB^ = U G;   dK^ = V G;   and that of log D_last = D_last (sum over values of S G).
 //
-// The tokens of a checkpoint, four chunks, are a block's at a time. Each of its four warps is in turn that of a chunk,
-// which it prepares; of 16 value rows, in which it goes forward through all chunks and back; and, chunk by chunk, of 16
-// key columns, whose gradients it finishes.
+// The tokens of a checkpoint, four chunks, are a block's at a time. Each of its warps is in turn that of a chunk, or of
+// half the columns of one, which it prepares; of 16 value rows, in which it goes forward through all chunks and back;
+// and, chunk by chunk, of 16 key columns, whose gradients it finishes.
 //
 // Operands are bfloat16 whatever the inputs are: gradients have its range.
 #pragma once
@@ -56,8 +56,8 @@ struct HeadVectors {
 };
 
 // Shared memory of a chunk: its columns, as they came and then prepared; gradients of y, values and U; its matrices.
-// kAll: not only what G needs on its way back.
-template <int kSize, bool kAll_>
+// kAll: not only what G needs on its way back. kHasU: with U, and with room for scores' gradients.
+template <int kSize, bool kAll_, bool kHasU>
 struct PreparedChunk {
   static constexpr bool kAll = kAll_;
   // No enumerators have the same number: nvcc 13.0 leaves `= other` out of what a template has for the host's compiler.
@@ -74,7 +74,7 @@ struct PreparedChunk {
   __device__ uint4* matrix(int which) const { return reinterpret_cast<uint4*>(data + kMatrix + which * kFragment); }
   // w, of 16 bits, as it came: before there are matrices, and once they have been used.
   __device__ Tile<kSize> decays() const {
-    static_assert(kTile <= kMatricesOfG * kFragment);
+    static_assert(!kHasU || kTile <= kMatricesOfG * kFragment, "scores' gradients are in the other matrices then");
     return {data + kMatrix};
   }
   __device__ float* decay() const { return reinterpret_cast<float*>(data + kDecay); }
@@ -82,33 +82,44 @@ struct PreparedChunk {
  private:
   static constexpr int kTile = Tile<kSize>::kBytes;
   static constexpr int kFragment = kWarp * static_cast<int>(sizeof(uint4));
-  static constexpr int kMatrix = (kAll ? kAllRows : kRowsOfG) * kTile;
-  static constexpr int kDecay = kMatrix + (kAll ? kAllMatrices : kMatricesOfG) * kFragment;
+  static constexpr int kMatrix = (kHasU ? kAllRows : kAll ? kU : kRowsOfG) * kTile;
+  static constexpr int kMatrices = (kAll ? kAllMatrices : kMatricesOfG) * kFragment;
+  static constexpr int kDecay = kMatrix + (kMatrices > kTile ? kMatrices : kTile);
 
  public:
   static constexpr int kBytes = kDecay + kSize * static_cast<int>(sizeof(float));
 };
 
-// Shared memory of a block.
-template <int kSize>
+// Shared memory of a block. kStates: of so many chunks it has S and U, all or half of them: then the second half's come
+// first, in the places that those of the first half will have, who go forward once more for theirs.
+template <int kSize, int kStates>
 struct BackwardMemory {
-  using Chunk = PreparedChunk<kSize, true>;
+  static constexpr bool kAllStates = kStates == kChunks;
+  static_assert(kAllStates || 2 * kStates == kChunks);
+  using Chunk = PreparedChunk<kSize, true, kAllStates>;
   enum Score { kScoreAb, kScoreAk, kScoreRb, kScoreRk, kScores };
 
   char* data;
 
   __device__ Chunk chunk(int i) const { return {data + i * Chunk::kBytes}; }
-  // 16 rows of the state before a chunk, and of G, and dW.
+  // 16 rows of the state before a chunk, and of G, and U and dW.
   __device__ Tile<kSize> state(int chunk, int block) const {
-    return {data + kState + (chunk * kBlocks + block) * kTile};
+    return {data + kState + ((kAllStates ? chunk : chunk % kStates) * kBlocks + block) * kTile};
+  }
+  __device__ Tile<kSize> u(int i) const { return u_or_v(i, true); }
+  __device__ Tile<kSize> u_or_v(int i, bool is_u) const {
+    if constexpr (kAllStates) return chunk(i).rows(is_u ? Chunk::kU : Chunk::kV);
+    else return is_u ? Tile<kSize>{data + kU + i % kStates * kTile} : chunk(i).rows(Chunk::kV);
   }
   __device__ Tile<kSize> gradient(int block) const { return {data + kGradient + block * kTile}; }
   __device__ Tile<kSize> dw() const { return {data + kDw}; }
-  // P of one chunk as left operands, where matrices were for the way forward, and beside each of queries that transposed
-  // of keys which the same is multiplied by: P_ab and P_ab', P_ak and P_rb', P_rb and P_ak', P_rk and P_rk'.
+  // P of one chunk as left operands, and beside each of queries that transposed of keys which the same is multiplied by:
+  // P_ab and P_ab', P_ak and P_rb', P_rb and P_ak', P_rk and P_rk'. If nobody goes forward any more, they are where
+  // matrices were for that.
   __device__ uint4* score(int of_queries, bool transposed) const {
     static_assert(Chunk::kAk == Chunk::kInverse + 1);
-    return chunk(of_queries).matrix(Chunk::kInverse + transposed);
+    if constexpr (kAllStates) return chunk(of_queries).matrix(Chunk::kInverse + transposed);
+    else return reinterpret_cast<uint4*>(data + kScore) + (2 * of_queries + transposed) * kWarp;
   }
   __device__ static int across(int which) {
     return which == kScoreAk ? kScoreRb : which == kScoreRb ? kScoreAk : which;
@@ -123,9 +134,11 @@ struct BackwardMemory {
   static constexpr int kBlocks = kSize / 16;
   static constexpr int kTile = Tile<kSize>::kBytes;
   static constexpr int kState = kChunks * Chunk::kBytes;
-  static constexpr int kGradient = kState + kChunks * kBlocks * kTile;
+  static constexpr int kGradient = kState + kStates * kBlocks * kTile;
   static constexpr int kDw = kGradient + kBlocks * kTile;
-  static constexpr int kDiagonal = kDw + kTile;
+  static constexpr int kU = kDw + kTile;
+  static constexpr int kScore = kU + (kAllStates ? 0 : kStates * kTile);
+  static constexpr int kDiagonal = kScore + (kAllStates ? 0 : 2 * kScores * kWarp * static_cast<int>(sizeof(uint4)));
   static constexpr int kVectors = kDiagonal + 2 * kTokens * static_cast<int>(sizeof(float));
 
  public:

@@ -11,7 +11,9 @@
 
 namespace flash_rwkv::cuda::wkv7_chunk {
 
-constexpr int kCarryWarps = 16;
+// Of a block: 128 or 168 registers a thread.
+template <int kSize>
+constexpr int kCarryWarps = kSize == 64 ? 16 : 12;
 constexpr int kGroup = 2;       // preparing warps
 constexpr int kMostGroups = 7;  // of 15 barriers
 
@@ -24,7 +26,7 @@ struct CarryPlan {
 
 template <int kSize>
 struct CarryMemory {
-  using Chunk = PreparedChunk<kSize, false>;
+  using Chunk = PreparedChunk<kSize, false, false>;
   static constexpr int bytes(int groups) {
     return static_cast<int>(sizeof(HeadVectors)) + groups * kGroup * Chunk::kBytes;
   }
@@ -36,7 +38,7 @@ struct CarryMemory {
 };
 
 template <class T, int kSize>
-__global__ void __launch_bounds__(kCarryWarps* kWarp, 1)
+__global__ void __launch_bounds__(kCarryWarps<kSize>* kWarp, 1)
     wkv7_chunk_carry_kernel(const __grid_constant__ Wkv7Params p, const __grid_constant__ Wkv7Gradients g,
                             const __grid_constant__ CarryPlan plan) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800

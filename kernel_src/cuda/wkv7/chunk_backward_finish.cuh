@@ -13,14 +13,14 @@
 namespace flash_rwkv::cuda::wkv7_chunk {
 
 // P of one of the scores; the diagonals of those of r in fp32.
-template <int kSize>
-__device__ __forceinline__ void score_gradients(const BackwardMemory<kSize>& memory, int chunk, int which) {
-  using Memory = BackwardMemory<kSize>;
+template <int kSize, int kStates>
+__device__ __forceinline__ void score_gradients(const BackwardMemory<kSize, kStates>& memory, int chunk, int which) {
+  using Memory = BackwardMemory<kSize, kStates>;
   using Chunk = typename Memory::Chunk;
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const bool of_r = which >= Memory::kScoreRb;
   const Tile<kSize> left = of_r ? memory.chunk(chunk).rows(Chunk::kDy) : memory.dw();
-  const Tile<kSize> right = memory.chunk(chunk).rows(which % 2 == 0 ? Chunk::kU : Chunk::kV);
+  const Tile<kSize> right = memory.u_or_v(chunk, which % 2 == 0);
   Sums p = zero_sums();
 #pragma unroll
   for (int block = 0; block < kSize / 16; ++block)
@@ -41,9 +41,10 @@ struct StateGradients {
   float decay[4];  // without its factor D_last
 };
 
-template <int kSize>
-__device__ __forceinline__ StateGradients state_gradients(const BackwardMemory<kSize>& memory, int chunk, int block) {
-  using Memory = BackwardMemory<kSize>;
+template <int kSize, int kStates>
+__device__ __forceinline__ StateGradients state_gradients(const BackwardMemory<kSize, kStates>& memory, int chunk,
+                                                          int block) {
+  using Memory = BackwardMemory<kSize, kStates>;
   using Chunk = typename Memory::Chunk;
   const int lane = threadIdx.x % kWarp;
   StateGradients out = {};
@@ -55,7 +56,7 @@ __device__ __forceinline__ StateGradients state_gradients(const BackwardMemory<k
     multiply_add<Operand>(out.a, memory.dw().load(values, lane), s);
     multiply_add<Operand>(out.r, memory.chunk(chunk).rows(Chunk::kDy).load(values, lane), s);
     const RightFragment g = memory.gradient(values).load_transposed_right(block, lane);
-    multiply_add<Operand>(out.b, memory.chunk(chunk).rows(Chunk::kU).load(values, lane), g);
+    multiply_add<Operand>(out.b, memory.u(chunk).load(values, lane), g);
     multiply_add<Operand>(out.k, memory.chunk(chunk).rows(Chunk::kV).load(values, lane), g);
     multiply_add<Operand>(products, states.load_transposed(block, lane), g);
   }
@@ -75,10 +76,10 @@ struct SliceGradients {
 };
 
 // T: of the columns as they came.
-template <class T, int kSize>
+template <class T, int kSize, int kStates>
 class FinishColumns {
  public:
-  using Memory = BackwardMemory<kSize>;
+  using Memory = BackwardMemory<kSize, kStates>;
 
   __device__ __forceinline__ explicit FinishColumns(const Memory& memory)
       : memory_(memory), lane_(threadIdx.x % kWarp), g_(lane_ / 4), t_(lane_ % 4) {}

@@ -1,4 +1,4 @@
-// A warp's part of getting a checkpoint's chunks ready: all of one chunk that does not depend on the state.
+// Getting a chunk ready: all of it that does not depend on the state.
 #pragma once
 
 #include "cuda/wkv7/chunk_backward_tokens.cuh"
@@ -7,11 +7,11 @@
 
 namespace flash_rwkv::cuda::wkv7_chunk {
 
-// tokens: that have copied this warp's chunk, whose first token is `first`, to where it is prepared.
-template <class Chunk, class Tokens>
+// Columns 16 begin … 16 end - 1, and, if join() says so of what comes of them, the matrices. tokens: that have copied the
+// chunk, whose first token is `first`, to where it is prepared.
+template <class Chunk, class Tokens, class Join>
 __device__ __forceinline__ void prepare_backward(const Chunk& chunk, const Tokens& tokens, Decay decay, int first,
-                                                 int length) {
-  constexpr int kBlocks = Tokens::kBlocks;
+                                                 int length, int begin, int end, const Join& join) {
   const int lane = threadIdx.x % kWarp;
   const Columns<Operand, Chunk::kAll, typename Tokens::Type> columns(decay, length);
   using Matrices = TokenMatrices<Operand, false, Chunk::kAll>;
@@ -25,7 +25,7 @@ __device__ __forceinline__ void prepare_backward(const Chunk& chunk, const Token
   Sums scores[kLevels] = {};
   float diagonal[4] = {};
 #pragma unroll 1
-  for (int block = 0; block < kBlocks; ++block) {
+  for (int block = begin; block < end; ++block) {
     const Raw raw = tokens.load(chunk, first, block);
     __syncwarp();  // what is prepared goes where this has come from
     Slice x = columns.unpacked(raw, first);
@@ -36,7 +36,7 @@ __device__ __forceinline__ void prepare_backward(const Chunk& chunk, const Token
     if constexpr (Chunk::kAll) columns.store_rows(chunk.rows(Chunk::kK), x.k, block);
     columns.store_decay(chunk.decay(), x, block);
   }
-  __syncwarp();
+  if (!join(scores, diagonal)) return;
   matrices.clear();
   matrices.store_scores(scores);
   matrices.store_diagonal(diagonal);
@@ -56,6 +56,43 @@ __device__ __forceinline__ void prepare_backward(const Chunk& chunk, const Token
   __syncwarp();
   if constexpr (Chunk::kAll) store_fragment(chunk.matrix(Chunk::kInverse), lane, as_right(inverse));
   store_fragment(chunk.matrix(Chunk::kInverseT), lane, as_right(transposed(inverse)));
+}
+
+// A warp has all of a chunk.
+template <class Chunk, class Tokens>
+__device__ __forceinline__ void prepare_backward(const Chunk& chunk, const Tokens& tokens, Decay decay, int first,
+                                                 int length) {
+  prepare_backward(chunk, tokens, decay, first, length, 0, Tokens::kBlocks, [](auto&, auto&) {
+    __syncwarp();
+    return true;
+  });
+}
+
+// Two warps of a block have half the columns each of a chunk of every pair; the first adds up scores, where G will be,
+// and makes matrices. All of a block's warps come here: a chunk past the end has no columns.
+template <class Memory, class Tokens>
+__device__ __forceinline__ void prepare_in_pairs(const Memory& memory, const Tokens& tokens, Decay decay, int first,
+                                                 int length) {
+  constexpr int kHalf = Tokens::kBlocks / 2, kDiagonal = sizeof(Sums) / sizeof(float) * kLevels,
+                kFloats = kDiagonal + 4;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, chunk = warp % kChunks;
+  const bool is_second = warp >= kChunks;
+  float* const of_second = reinterpret_cast<float*>(memory.gradient(0).data) + chunk * kFloats * kWarp + lane;
+  const int first_token = first + chunk * kTokens;
+  const int begin = is_second ? kHalf : 0;
+  prepare_backward(memory.chunk(chunk), tokens, decay, first_token, length, begin,
+                   first_token < length ? begin + kHalf : begin, [&](Sums(&scores)[kLevels], float (&diagonal)[4]) {
+                     const auto for_each = [&](const auto& f) {
+#pragma unroll
+                       for (int i = 0; i < kDiagonal; ++i) f(scores[i / 8].x[i / 4 % 2][i % 4], of_second[i * kWarp]);
+#pragma unroll
+                       for (int i = 0; i < 4; ++i) f(diagonal[i], of_second[(kDiagonal + i) * kWarp]);
+                     };
+                     if (is_second) for_each([](float own, float& left) { left = own; });
+                     __syncthreads();
+                     if (!is_second) for_each([](float& own, float left) { own += left; });
+                     return !is_second && first_token < length;
+                   });
 }
 
 }  // namespace flash_rwkv::cuda::wkv7_chunk

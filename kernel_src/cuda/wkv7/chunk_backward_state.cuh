@@ -7,10 +7,10 @@
 namespace flash_rwkv::cuda::wkv7_chunk {
 
 // T: of the values' gradients.
-template <class T, int kSize>
+template <class T, int kSize, int kStates = kChunks>
 class BackwardRows : public ValueRows<T, kSize> {
  public:
-  using Memory = BackwardMemory<kSize>;
+  using Memory = BackwardMemory<kSize, kStates>;
   using Chunk = typename Memory::Chunk;
   using ValueRows<T, kSize>::ValueRows;
   using ValueRows<T, kSize>::kBlocks;
@@ -19,11 +19,12 @@ class BackwardRows : public ValueRows<T, kSize> {
   // copies it loads itself.
 
   __device__ __forceinline__ void fetch(const Memory& memory, const float* matrix) const {
-    const float* const from = matrix + (first_row_ + lane_ / 16) * kSize + lane_ % 16 * 4;
+    constexpr int kPieces = kSize / 4, kRows = kWarp / kPieces;
+    const float* const from = matrix + (first_row_ + lane_ / kPieces) * kSize + lane_ % kPieces * 4;
 #pragma unroll
-    for (int i = 0; i < kSize / 8; ++i) {
-      const int row = 2 * i + lane_ / 16, piece = lane_ % 16;
-      ptx::cp_async_cg_shared_global<16>(staged(memory, row, piece), from + 2 * i * kSize, 16);
+    for (int i = 0; i < 16 / kRows; ++i) {
+      const int row = kRows * i + lane_ / kPieces, piece = lane_ % kPieces;
+      ptx::cp_async_cg_shared_global<16>(staged(memory, row, piece), from + kRows * i * kSize, 16);
     }
   }
 
@@ -54,7 +55,7 @@ class BackwardRows : public ValueRows<T, kSize> {
     add_columns(w, s, a);
     multiply_in_parts(u_sums, w, matrix(prepared, Chunk::kInverse));
     const Fragment u = rounded<Operand>(u_sums);
-    store_transposed(prepared.rows(Chunk::kU), u);
+    store_transposed(memory.u(chunk), u);
 
     if (!advance) return;
     update(prepared, v, Chunk::kK, u, Chunk::kB);
@@ -100,7 +101,8 @@ class BackwardRows : public ValueRows<T, kSize> {
 
   // 16 bytes of a row of these.
   __device__ __forceinline__ char* staged(const Memory& memory, int row, int piece) const {
-    return memory.state(piece / 8, first_row_ / 16).data + Tile<kSize>::offset(row, piece % 8);
+    constexpr int kPieces = kSize / 8;  // of a tile's row
+    return memory.state(piece / kPieces, first_row_ / 16).data + Tile<kSize>::offset(row, piece % kPieces);
   }
 
   __device__ __forceinline__ void round(Fragment (&s)[kBlocks]) const {

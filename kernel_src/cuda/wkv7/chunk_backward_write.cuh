@@ -7,15 +7,15 @@ namespace flash_rwkv::cuda::wkv7_chunk {
 
 // By way of shared memory: a lane has pairs of columns, and writes 16 bytes. There is room where a warp alone comes to
 // before the next barrier, once the products with G, dW and U are done: its rows of G, and its columns of the others.
-template <class T, int kSize>
+template <class T, int kSize, int kStates>
 class GradientWrites {
  public:
-  using Memory = BackwardMemory<kSize>;
+  using Memory = BackwardMemory<kSize, kStates>;
 
   // offset: of the chunk's first token, of `left` up to the end of the sequence.
   __device__ __forceinline__ GradientWrites(const Memory& memory, int chunk, int64_t offset, int64_t stride, int left)
       : memory_(memory),
-        u_(memory.chunk(chunk).rows(Memory::Chunk::kU)),
+        u_(memory.u(chunk)),
         block_(threadIdx.x / kWarp),
         lane_(threadIdx.x % kWarp),
         left_(left),
