@@ -15,8 +15,10 @@ from torch import Tensor
 from .decay import gradient_of_w, log_decay
 from .layout import Batch, Packed
 
-# Elements of one input in the chunks that are worked on at a time, which bounds memory.
-_ELEMENTS_AT_A_TIME = 1 << 20
+# Elements of one input in the chunks that are worked on at a time: what a core's cache holds the dozens of
+# intermediates of, or enough to keep another device busy.
+_CPU_ELEMENTS_AT_A_TIME = 1 << 17
+_ELEMENTS_AT_A_TIME = 1 << 22
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -76,7 +78,8 @@ class Heads:
         """The chunks, as many at a time as memory is to hold."""
         layout = self.layout
         each = layout.rows * self.heads * layout.length * self.size
-        count = max(1, _ELEMENTS_AT_A_TIME // max(1, each))
+        room = _CPU_ELEMENTS_AT_A_TIME if self.like.is_cpu else _ELEMENTS_AT_A_TIME
+        count = max(1, room // max(1, each))
         chunks = range(layout.chunks)
         return [chunks[start : start + count] for start in chunks[::count]]
 
