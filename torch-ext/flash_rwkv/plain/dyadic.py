@@ -111,7 +111,9 @@ def inverse(lower: Tensor) -> Tensor:
 
     Powers of A would be shorter, and wrong where they grow before they vanish.
     """
-    result = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).repeat(*lower.shape[:-2], 1, 1)
+    result = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).repeat(
+        *lower.shape[:-2], 1, 1
+    )
     half = 1
     while half < lower.shape[-1]:
         corner = blocks(result, half, 1, 1) @ (blocks(lower, half, 1, 0) @ blocks(result, half, 0, 0))

@@ -13,16 +13,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# The scale of an empty sum: e^o is 0 beside any token.
-EMPTY = -1e38
-_CHECKPOINT_TOKENS = 64
+from .layout import CHUNK_TOKENS
+
+# The exponent of an empty sum: e^o is 0 beside any token.
+_EMPTY = -1e38
+
+
+def empty(k: Tensor) -> Tensor:
+    """The states of sequences that begin here, for k ``[B, T, C]``."""
+    state = k.new_zeros(k.shape[0], 3, k.shape[2])
+    state[:, 2] = _EMPTY
+    return state
 
 
 def forward(k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """y, the final state, and the states before every 64th token ``[B * blocks, 3, C]``; all of one dtype."""
     states = _states(v, torch.ones_like(v), k, w, state)
     y = _present(k, v, u, states[:, :-1])[0]
-    checkpoints = states[:, :-1:_CHECKPOINT_TOKENS].flatten(0, 1)
+    checkpoints = states[:, :-1:CHUNK_TOKENS].flatten(0, 1)
     return y, states[:, -1].contiguous(), checkpoints
 
 

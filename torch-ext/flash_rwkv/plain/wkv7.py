@@ -66,9 +66,7 @@ class Chunks:
         of_scores = of_results.unsqueeze(-3) @ values.unsqueeze(-4).mT  # [..., 2, 2, L, L]
         of_scaled_queries = of_results @ before.unsqueeze(-3)
         of_scaled_keys = values @ of_after.unsqueeze(-3)
-        of_queries, of_keys, of_decay = gradients_of_scores(
-            self.queries, self.keys, self._spans(), of_scores
-        )
+        of_queries, of_keys, of_decay = gradients_of_scores(self.queries, self.keys, self._spans(), of_scores)
         of_queries += of_scaled_queries * self.since
         of_keys += of_scaled_keys * self.until
         from_queries = (self.scaled_queries * of_scaled_queries).unsqueeze(-3)
