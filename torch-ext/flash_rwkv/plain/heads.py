@@ -45,14 +45,15 @@ class Heads:
         w = log_decay(inputs[form.DECAY].to(self.compute), decay).expand(self.like.shape)
         self.tensors = [w if i == form.DECAY else x for i, x in enumerate(inputs)]
 
-    def forward(self, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """y, the final state, and the states before all chunks, ``[chunks, H, N, N]``, sequence by sequence."""
+    def forward(self, state: Tensor | None, save: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """y, the final state, and if they are to be saved the states before all chunks, ``[chunks, H, N, N]``."""
         states, ys, saved = self._states(state), [], []
         for part in self._parts():
             chunks = self._chunks(part)
             before, states = self._carry(states, part, chunks.total, chunks.turn, chunks.add)
             ys.append((chunks.rest + chunks.read @ before.mT).to(self.like.dtype))
-            saved.append(before)
+            if save:
+                saved.append(before)
         none_saved = states.new_zeros(0, self.layout.rows, self.heads, self.size, self.size)
         checkpoints = torch.cat([none_saved, *saved]).transpose(0, 1).flatten(0, 1)
         return self._joined(ys), states, checkpoints

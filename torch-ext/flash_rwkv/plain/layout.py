@@ -55,7 +55,7 @@ class Packed:
         self.rows, self.sequences = 1, bounds.shape[0] - 1
         self.tokens, self.length = tokens, CHUNK_TOKENS
         self.chunks = tokens // self.length + self.sequences
-        count = torch.arange(max(self.chunks, tokens, self.sequences + 1), device=bounds.device)
+        count = torch.arange(max(tokens, self.length) + self.sequences + 1, device=bounds.device)
         places = bounds // self.length + count[: self.sequences + 1]  # the first chunk of each sequence
 
         chunk, token = count[: self.chunks], count[:tokens]

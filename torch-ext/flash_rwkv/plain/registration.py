@@ -28,7 +28,11 @@ def _wkv4_forward(op: str, *arguments):
     k, *others = _computed(inputs)
     state = wkv4.empty(k) if state is None else state
     y, final_state, checkpoints = wkv4.forward(k, *others, state)
-    return y.to(inputs[0].dtype), final_state, checkpoints if save else checkpoints[:0]
+    return (
+        y.to(inputs[0].dtype),
+        final_state,
+        checkpoints if save else checkpoints.new_empty(0, *state.shape[1:]),
+    )
 
 
 def _wkv4_backward(op: str, *arguments):
@@ -38,7 +42,7 @@ def _wkv4_backward(op: str, *arguments):
     batch, tokens, _ = k.shape
     # Of the states that were saved only the first is needed; after no token it does not matter.
     initial = checkpoints.unflatten(0, (batch, -1))[:, 0] if tokens and batch else wkv4.empty(k)
-    grad_y = torch.zeros_like(k) if grad_y is None else grad_y.to(k.dtype)
+    grad_y = torch.zeros_like(k) if grad_y is None else grad_y.to(k.dtype).contiguous()
     grad_state = torch.zeros_like(initial) if grad_state is None else grad_state
     *gradients, of_state = wkv4.backward(k, *others, initial, grad_y, grad_state)
     return (*(g.to(x.dtype) for g, x in zip(gradients, inputs)), of_state)
@@ -58,8 +62,7 @@ def _heads_forward(op: str, *arguments):
     *inputs, state, cu_seqlens, decay, save = arguments
     call = Call(op, _NAMES[op], inputs, decay)
     call.state("state", state, call.cu_seqlens(cu_seqlens))
-    y, final_state, checkpoints = Heads(_FORMS[op], inputs, cu_seqlens, decay).forward(state)
-    return y, final_state, checkpoints if save else checkpoints[:0]
+    return Heads(_FORMS[op], inputs, cu_seqlens, decay).forward(state, save)
 
 
 def _heads_backward(op: str, *arguments):
@@ -86,9 +89,9 @@ def _refuse_chunks(op: str, first: Tensor, *arguments):
 
 
 def _computed(tensors) -> list[Tensor]:
-    """In the dtype that is computed in."""
+    """In the dtype that is computed in, and in one layout: sums are rounded in the order of the memory."""
     dtype = compute_dtype(tensors[0])
-    return [x.to(dtype) for x in tensors]
+    return [x.to(dtype).contiguous() for x in tensors]
 
 
 def _schema(inputs: tuple[str, ...], arguments: str, results: int) -> str:

@@ -1,9 +1,8 @@
-"""wkv4: sums of weights that are scaled by their largest, over all tokens in a logarithmic number of steps.
+"""wkv4: sums of weights that are scaled by their largest, in a logarithmic number of steps.
 
-What a token leaves behind is (p, q, o): e^o p, a sum of weight times value, and e^o q, a sum of weights. Two of them
-add up once the earlier is decayed by the tokens of the later, and this is associative, so neighbours are added in
-pairs, then pairs of pairs. The gradient of the past is such a sum too, over the tokens to come, of
-(grad y / d, -grad y y / d) with d the denominator of y; its scale is e^-m where that of d is e^m.
+What a token leaves behind is (p, q, o): e^o p is a weight times the token's value, e^o q the weight. Two of these
+add up once the earlier has decayed by the tokens of the later. That is associative, so neighbours are added, then
+pairs of neighbours, and so on; backward goes the same way down again, with the same factors, none above 1.
 
 Shapes: B sequences, T tokens, C channels.
 """
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .layout import CHUNK_TOKENS
 
@@ -28,10 +28,9 @@ def empty(k: Tensor) -> Tensor:
 
 def forward(k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """y, the final state, and the states before every 64th token ``[B * blocks, 3, C]``; all of one dtype."""
-    states = _states(v, torch.ones_like(v), k, w, state)
+    states = _scan(_added(k, v, state), w)
     y = _present(k, v, u, states[:, :-1])[0]
-    checkpoints = states[:, :-1:CHUNK_TOKENS].flatten(0, 1)
-    return y, states[:, -1].contiguous(), checkpoints
+    return y, states[:, -1].clone(), states[:, :-1:CHUNK_TOKENS].flatten(0, 1).clone()
 
 
 def backward(
@@ -39,55 +38,50 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of k, v, w, u and the state before the first token."""
     tokens = k.shape[1]
-    states = _states(v, torch.ones_like(v), k, w, state)
+    added = _added(k, v, state)
+    states = _scan(added, w)
     past = states[:, :-1]
-    y, share, denominator, m = _present(k, v, u, past)
+    y, of_p, share = _present(k, v, u, past)
+    of_p *= grad_y
+    of_v = share * grad_y
+    of_u = of_v * (v - y)
 
-    # Gradients of e^o p and e^o q after each token (and, first, before any), again with an exponent.
-    p, q, o = states[:, -1].unbind(1)
-    of_p, of_q, of_o = grad_state.unbind(1)
-    over = grad_y / denominator
-    later = (x.flip(1) for x in (over, -over * y, -m))
-    ahead = _states(*later, w, torch.stack([of_p, of_q, -o], dim=1)).flip(1)
+    # Whatever moves an exponent is a factor of both sums, so from here on it is enough to look at p and q.
+    of_sums = torch.cat([torch.stack([of_p, -y * of_p], dim=2), grad_state[:, None, :2]], dim=1)
+    of_added, of_w = _gradients_of_scan(added, states, w, of_sums)
+    of_exponents = (of_added * added[:, :, :2]).sum(2)
+    of_k = of_u + of_exponents[:, 1:]
+    of_v += of_added[:, 1:, 0]
 
-    weight = (k + ahead[:, 1:, 2]).exp()
-    of_present = grad_y * share
-    of_u = of_present * (v - y)
-    of_v = of_present + weight * ahead[:, 1:, 0]
-    of_k = of_u + weight * (ahead[:, 1:, 0] * v + ahead[:, 1:, 1])
-    # Every token's decay is of the state before it.
-    decayed = (past[:, :, :2] * ahead[:, 1:, :2]).sum(2) * (past[:, :, 2] + w + ahead[:, 1:, 2]).exp()
-
-    # The final exponent is that of the last token that was more than the decayed past, or of the first state; its
-    # scale goes through p and q too.
-    of_scale = of_o - of_p * p - of_q * q
-    newest = torch.arange(1, tokens + 1, device=k.device)[:, None] * (k > past[:, :, 2] + w)
-    last = newest.amax(1) if tokens else newest.sum(1)  # [B, C]; 0: the first state
-    of_k += ((newest > 0) & (newest == last[:, None])) * of_scale[:, None]
-    of_w = decayed.sum(1) + (tokens - last) * of_scale
-
-    scale = (state[:, 2] + ahead[:, 0, 2]).exp()
-    of_p, of_q = scale * ahead[:, 0, 0], scale * ahead[:, 0, 1]
-    of_o = state[:, 0] * of_p + state[:, 1] * of_q + (last == 0) * of_scale
-    return of_k, of_v, of_w.sum(0), of_u.sum((0, 1)), torch.stack([of_p, of_q, of_o], dim=1)
+    # But the final p and q are shown without their exponent: it is that of the last token that was more than the
+    # decayed past, or of the first state, decayed by the tokens since.
+    of_final = grad_state[:, 2] - (grad_state[:, :2] * states[:, -1, :2]).sum(1)
+    number = torch.arange(1, tokens + 1, device=k.device)[:, None]
+    newest = torch.where(k > past[:, :, 2] + w, number, 0)
+    last = pad(newest, (0, 0, 1, 0)).amax(1)  # 0: the first state
+    of_k += ((newest > 0) & (newest == last[:, None])) * of_final[:, None]
+    of_w += (tokens - last) * of_final
+    of_o = of_exponents[:, 0] + (last == 0) * of_final
+    of_state = torch.cat([of_added[:, 0], of_o[:, None]], dim=1)
+    return of_k, of_v, of_w.sum(0), of_u.sum((0, 1)), of_state
 
 
-def _present(k: Tensor, v: Tensor, u: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y of tokens with the past before each, ``[B, T, 3, C]``; the share of a token's own value, d and m."""
+def _present(k: Tensor, v: Tensor, u: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """y of tokens with the past before each, ``[B, T, 3, C]``; what of p and of the token's own value is in y."""
     p, q, o = past.unbind(2)
     m = torch.maximum(o, u + k)
     before, own = (o - m).exp(), (u + k - m).exp()
     denominator = before * q + own
-    return (before * p + own * v) / denominator, own / denominator, denominator, m
+    return (before * p + own * v) / denominator, before / denominator, own / denominator
 
 
-def _states(p: Tensor, q: Tensor, o: Tensor, w: Tensor, state: Tensor) -> Tensor:
-    """The sums before each of the tokens and after the last, ``[B, T + 1, 3, C]``, from what each token adds."""
-    return _scan(torch.cat([state[:, None], torch.stack([p, q, o], dim=2)], dim=1), w)
+def _added(k: Tensor, v: Tensor, state: Tensor) -> Tensor:
+    """The state before the first token, and what each token adds to it: ``[B, T + 1, 3, C]``."""
+    return torch.cat([state[:, None], torch.stack([v, torch.ones_like(v), k], dim=2)], dim=1)
 
 
 def _scan(x: Tensor, decay: Tensor) -> Tensor:
-    """The sums of the elements up to each, ``[B, T, 3, C]``; `decay` is the log decay that an element brings."""
+    """The sums of the elements up to each, ``[B, T, 3, C]``; an element brings the log decay `decay`, ``[C]``."""
     if x.shape[1] == 1:
         return x
     result = torch.empty_like(x)
@@ -98,9 +92,41 @@ def _scan(x: Tensor, decay: Tensor) -> Tensor:
     return result
 
 
+def _gradients_of_scan(x: Tensor, sums: Tensor, decay: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of p and q of the elements, ``[B, T, 2, C]``, and of the decay ``[B, C]``, from those of the sums."""
+    if x.shape[1] == 1:
+        return grad, torch.zeros_like(grad[:, 0, 0])
+    result = grad.clone()
+    odd, even = sums[:, 1::2], x[:, 2::2]
+    odd_before = odd[:, : even.shape[1]]
+    of_odd_before, result[:, 2::2], of_decay = _gradients_of_sum(odd_before, even, decay, grad[:, 2::2])
+    of_odd = grad[:, 1::2].clone()
+    of_odd[:, : even.shape[1]] += of_odd_before
+
+    first, second = x[:, :-1:2], x[:, 1::2]
+    of_pairs, of_pair_decay = _gradients_of_scan(_sum(first, second, decay), odd, 2 * decay, of_odd)
+    of_first, result[:, 1::2], of_decay_inside = _gradients_of_sum(first, second, decay, of_pairs)
+    result[:, :-1:2] += of_first
+    return result, of_decay + of_decay_inside + 2 * of_pair_decay
+
+
 def _sum(earlier: Tensor, later: Tensor, decay: Tensor) -> Tensor:
     """Of two sums ``[B, T, 3, C]`` of weights, of which the earlier decays while the later comes."""
-    o = earlier[:, :, 2] + decay
-    m = torch.maximum(o, later[:, :, 2])
-    before, after = (o - m).exp().unsqueeze(2), (later[:, :, 2] - m).exp().unsqueeze(2)
-    return torch.cat([before * earlier[:, :, :2] + after * later[:, :, :2], m.unsqueeze(2)], dim=2)
+    before, after, o = _factors(earlier, later, decay)
+    return torch.cat([before * earlier[:, :, :2] + after * later[:, :, :2], o], dim=2)
+
+
+def _gradients_of_sum(
+    earlier: Tensor, later: Tensor, decay: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of p and q of both, and of the decay ``[B, C]``."""
+    before, after, _ = _factors(earlier, later, decay)
+    of_earlier = before * grad
+    return of_earlier, after * grad, (of_earlier * earlier[:, :, :2]).sum((1, 2))
+
+
+def _factors(earlier: Tensor, later: Tensor, decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of either in their sum, and the exponent of that; ``[B, T, 1, C]``."""
+    o_earlier, o_later = earlier[:, :, 2:] + decay, later[:, :, 2:]
+    o = torch.maximum(o_earlier, o_later)
+    return (o_earlier - o).exp(), (o_later - o).exp(), o
