@@ -71,7 +71,7 @@ def error(result: Tensor, exact: Tensor) -> float:
 
 
 def is_plain(kernel) -> bool:
-    """Whether the operators are plain PyTorch: in chunks, which another split of the tokens cuts elsewhere."""
+    """Whether the operators are plain PyTorch: in chunks, whose borders depend on which tokens come together."""
     return "_universal_" in kernel.__name__
 
 

@@ -124,9 +124,8 @@ class Call:
 
     def _device(self, name: str, tensor: Tensor) -> None:
         if tensor.device != self.first.device:
-            self.fail(
-                f"{name} must be on the device of {self.first_name} ({self.first.device}), got {tensor.device}"
-            )
+            expected = f"on the device of {self.first_name} ({self.first.device})"
+            self.fail(f"{name} must be {expected}, got {tensor.device}")
 
     def _shape(self, name: str, tensor: Tensor, dims: Sequence[tuple[str, int]]) -> None:
         self._device(name, tensor)

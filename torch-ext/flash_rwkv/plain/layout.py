@@ -1,8 +1,8 @@
-"""Tokens in chunks: how a batch, or sequences packed into one row, become ``[chunks, rows, H, L, N]`` and back.
+"""Tokens in chunks: a batch, or sequences packed into one row, as ``[chunks, rows, H, L, N]``, and back.
 
-The chunks of a sequence follow each other, and each takes its state from the row of `states` that belongs to the
-sequence and leaves it there. Tokens that fill up a last chunk are zeros, log decay included: they change nothing.
-Nothing here waits for the device.
+The chunks of a sequence follow each other; each takes its state from the row of `states` that belongs to the
+sequence and leaves it there. Tokens that fill up a last chunk are zeros, log decay included: they change
+nothing. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Batch:
 
 
 class Packed:
-    """Sequences end to end in one row. Sequence s has the chunks from ``cu_seqlens[s] // L + s`` on, at least one.
+    """Sequences end to end in one row; s has the chunks from ``cu_seqlens[s] // L + s`` on, at least one.
 
-    So its place follows from its own bounds alone, and the number of chunks from their sum.
+    So its place follows from its own bounds, and the number of chunks from T and S.
     """
 
     def __init__(self, cu_seqlens: Tensor, tokens: int):

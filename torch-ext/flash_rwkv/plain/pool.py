@@ -1,6 +1,6 @@
 """Rows of a pool of states, read and written without waiting for the device.
 
-Only on the CPU have slots been looked at. Elsewhere one may be outside the pool: it reads NaN and writes nothing.
+Only on the CPU have slots been looked at. Elsewhere one may be outside: it reads NaN and writes nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Defines the ops. The schemas are those of `torch_binding.cpp`; `fakes` and `gradients` register the rest."""
+"""Defines the ops, with the schemas of `torch_binding.cpp`; `fakes` and `gradients` register the rest."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def _heads_step(op: str, *arguments):
 
 def _refuse_chunks(op: str, first: Tensor, *arguments):
     raise RuntimeError(
-        f"{op}: algorithm 'chunk' runs on the tensor cores of CUDA devices of capability 8.0 and later, by the "
-        f"compiled variants; expected 'auto' or 'recurrent', got 'chunk' for a tensor on {first.device}"
+        f"{op}: algorithm 'chunk' runs on the tensor cores of CUDA devices of capability 8.0 and later, and in "
+        f"no variant but theirs; expected 'auto' or 'recurrent', got 'chunk' for a tensor on {first.device}"
     )
 
 
@@ -106,7 +106,7 @@ def _register(name: str, schema: str, function: Callable) -> None:
 
 
 def _of(op: str, function: Callable) -> Callable:
-    """The implementation of one op. Autocast has chosen the dtypes of its inputs, and is not to choose others inside."""
+    """The implementation of one op. Autocast has had its say about the inputs, and has none inside."""
 
     @functools.wraps(function)
     def call(first: Tensor, *others):

@@ -1,8 +1,8 @@
 """wkv4: sums of weights that are scaled by their largest, in a logarithmic number of steps.
 
-What a token leaves behind is (p, q, o): e^o p is a weight times the token's value, e^o q the weight. Two of these
-add up once the earlier has decayed by the tokens of the later. That is associative, so neighbours are added, then
-pairs of neighbours, and so on; backward goes the same way down again, with the same factors, none above 1.
+What a token leaves behind is (p, q, o): e^o p is a weight times the token's value, e^o q the weight. Two of
+these add up once the earlier has decayed by the tokens of the later. That is associative, so neighbours are added,
+then pairs of neighbours, and so on; backward goes the same way, with the same factors, none of them above 1.
 
 Shapes: B sequences, T tokens, C channels.
 """
@@ -53,8 +53,8 @@ def backward(
     of_k = of_u + of_exponents[:, 1:]
     of_v += of_added[:, 1:, 0]
 
-    # But the final p and q are shown without their exponent: it is that of the last token that was more than the
-    # decayed past, or of the first state, decayed by the tokens since.
+    # But the final p and q are shown without their exponent: it is that of the last token that was more than
+    # the decayed past, or of the first state, decayed by the tokens since.
     of_final = grad_state[:, 2] - (grad_state[:, :2] * states[:, -1, :2]).sum(1)
     number = torch.arange(1, tokens + 1, device=k.device)[:, None]
     newest = torch.where(k > past[:, :, 2] + w, number, 0)
@@ -67,7 +67,7 @@ def backward(
 
 
 def _present(k: Tensor, v: Tensor, u: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """y of tokens with the past before each, ``[B, T, 3, C]``; what of p and of the token's own value is in y."""
+    """y of tokens with the past before each, ``[B, T, 3, C]``; the factors in it of p and of the token's v."""
     p, q, o = past.unbind(2)
     m = torch.maximum(o, u + k)
     before, own = (o - m).exp(), (u + k - m).exp()
@@ -81,7 +81,7 @@ def _added(k: Tensor, v: Tensor, state: Tensor) -> Tensor:
 
 
 def _scan(x: Tensor, decay: Tensor) -> Tensor:
-    """The sums of the elements up to each, ``[B, T, 3, C]``; an element brings the log decay `decay`, ``[C]``."""
+    """The sums of the elements up to each, ``[B, T, 3, C]``; each brings the log decay `decay`, ``[C]``."""
     if x.shape[1] == 1:
         return x
     result = torch.empty_like(x)
@@ -93,7 +93,7 @@ def _scan(x: Tensor, decay: Tensor) -> Tensor:
 
 
 def _gradients_of_scan(x: Tensor, sums: Tensor, decay: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of p and q of the elements, ``[B, T, 2, C]``, and of the decay ``[B, C]``, from those of the sums."""
+    """Of p and q of the elements, ``[B, T, 2, C]``, and of the decay ``[B, C]``, from those of the sums."""
     if x.shape[1] == 1:
         return grad, torch.zeros_like(grad[:, 0, 0])
     result = grad.clone()

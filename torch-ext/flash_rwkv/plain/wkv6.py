@@ -5,7 +5,6 @@ Shapes: ``...`` chunks, sequences and heads; L tokens of a chunk, N head size, S
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .dyadic import Spans, gradients_of_scores, scores, sum_before_token, sum_from_token
