@@ -71,7 +71,7 @@ def error(result: Tensor, exact: Tensor) -> float:
 
 
 def is_plain(kernel) -> bool:
-    """Whether the operators are plain PyTorch: in chunks, whose borders depend on which tokens come together."""
+    """Whether the operators are plain PyTorch: in chunks, whose borders another split of the tokens moves."""
     return "_universal_" in kernel.__name__
 
 

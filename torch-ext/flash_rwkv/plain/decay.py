@@ -1,4 +1,4 @@
-"""The logarithm of the decay, and its derivative. Forms are numbered as in the ops: 0 log, 1 exp, 2 sigmoid."""
+"""The logarithm of the decay, and its derivative. Forms have the ops' numbers: 0 log, 1 exp, 2 sigmoid."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Scores of queries and keys under the decay between them, without a division.
 
-A query token t and a key token i < t are scaled towards the middle of the smallest aligned block of 2, 4, 8, ...
-tokens that holds both: the query by the decays from the middle to t, the key by those from i to the middle. So
-every factor is a product of decays, exact for any of them from 1 to 0, and the gradient of a decay sums only over
-the pairs that it lies between: nothing cancels. Products are sums of logarithms until they are used, for a decay
-next to 1 keeps its digits only there.
+A query token t and a key token i < t are scaled towards the middle of the smallest aligned block of 2, 4,
+8, ... tokens that holds both: the query by the decays from the middle to t, the key by those from i to the
+middle. So every factor is a product of decays, exact for any of them from 1 to 0, and the gradient of a
+decay sums only over the pairs that it lies between: nothing cancels. Products are sums of logarithms until
+they are used, for a decay next to 1 keeps its digits only there.
 
 Shapes: ``...`` anything, L tokens of a chunk (a power of two), N head size, Q queries, K keys a token.
 """
@@ -21,8 +21,8 @@ from torch.nn.functional import pad
 class Spans:
     """Logarithms of products of decays within blocks of tokens that double, up to the whole chunk.
 
-    since: ``[..., Q, L, N]``, from the start of a token's block through the token, where a query is `inclusive`
-        (it reads the state after the token's decay), or up to the token before.
+    since: ``[..., Q, L, N]``, from the start of a token's block through the token, if the query is inclusive:
+        it reads the state after the token's decay. If not, up to the token before.
     until: ``[..., 1, L, N]``, from the token after, to the end of the block.
     total: ``[..., 1, blocks, N]``, of all tokens of a block.
     """
@@ -35,7 +35,7 @@ class Spans:
         self.total = log_decay.unsqueeze(-3)
 
     def halves(self) -> Iterator[int]:
-        """Let blocks grow, and yield their size while they are halves of larger ones; at last one is the chunk."""
+        """Let blocks grow, and yield their size while they are halves of others; at last one is the chunk."""
         size = 1
         while self.total.shape[-2] > 1:
             yield size

@@ -46,7 +46,7 @@ class Heads:
         self.tensors = [w if i == form.DECAY else x for i, x in enumerate(inputs)]
 
     def forward(self, state: Tensor | None, save: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """y, the final state, and the states before all chunks ``[chunks, H, N, N]``, or none unless `save`."""
+        """y, the final state, and if `save` the states before all chunks, ``[chunks, H, N, N]``."""
         states, ys, saved = self._states(state), [], []
         for part in self._parts():
             chunks = self._chunks(part)
@@ -107,7 +107,7 @@ class Heads:
     def _carry(
         self, states: Tensor, order: range, total: Tensor, turn: Tensor | None, add: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """S <- S diag(total) + S turn + add through the chunks in `order`: the S before each, and the last ones.
+        """S <- S diag(total) + S turn + add, through the chunks in `order`: S before each, and the last S.
 
         The S are stacked from the lowest chunk to the highest, as `total`, `turn` and `add` are.
         """

@@ -83,8 +83,8 @@ def _heads_step(op: str, *arguments):
 
 def _refuse_chunks(op: str, first: Tensor, *arguments):
     raise RuntimeError(
-        f"{op}: algorithm 'chunk' runs on the tensor cores of CUDA devices of capability 8.0 and later, and in "
-        f"no variant but theirs; expected 'auto' or 'recurrent', got 'chunk' for a tensor on {first.device}"
+        f"{op}: algorithm 'chunk' runs on the tensor cores of CUDA devices of capability 8.0 and later, in "
+        f"their own variant; expected 'auto' or 'recurrent', got 'chunk' for a tensor on {first.device}"
     )
 
 

@@ -1,8 +1,9 @@
 """wkv4: sums of weights that are scaled by their largest, in a logarithmic number of steps.
 
 What a token leaves behind is (p, q, o): e^o p is a weight times the token's value, e^o q the weight. Two of
-these add up once the earlier has decayed by the tokens of the later. That is associative, so neighbours are added,
-then pairs of neighbours, and so on; backward goes the same way, with the same factors, none of them above 1.
+these add up once the earlier has decayed by the tokens of the later. That is associative, so neighbours are
+added, then pairs of neighbours, and so on; backward goes the same way, with the same factors, none of them
+above 1.
 
 Shapes: B sequences, T tokens, C channels.
 """
@@ -67,7 +68,7 @@ def backward(
 
 
 def _present(k: Tensor, v: Tensor, u: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """y of tokens with the past before each, ``[B, T, 3, C]``; the factors in it of p and of the token's v."""
+    """y of tokens with the past before each, ``[B, T, 3, C]``; the factors of p and of v in it."""
     p, q, o = past.unbind(2)
     m = torch.maximum(o, u + k)
     before, own = (o - m).exp(), (u + k - m).exp()

@@ -1,8 +1,8 @@
 """One chunk of tokens of RWKV-7 in matrix form.
 
-With what a reads from the state, U (a row a token), the state gains U^T b + V^T k under their decays. U depends
-on earlier rows of itself: U = A_ab U + A_ak V + a S^T, each A the decayed scores of its letters (see `dyadic`), so
-``(I - A_ab)^-1`` is wanted. The recurrence is that of arXiv 2503.14456, section 4.
+With what a reads from the state, U (a row a token), the state gains U^T b + V^T k under their decays. U
+depends on earlier rows of itself: U = A_ab U + A_ak V + a S^T, each A the decayed scores of its letters
+(see `dyadic`), so ``(I - A_ab)^-1`` is wanted. The recurrence is that of arXiv 2503.14456, section 4.
 
 Shapes: ``...`` chunks, sequences and heads; L tokens of a chunk, N head size, S the state before the chunk.
 """
