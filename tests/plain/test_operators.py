@@ -1,4 +1,4 @@
-"""The operators' tests, run on plain PyTorch as far as `make test` has time for: `--kernel` runs all of them."""
+"""The operators' tests on plain PyTorch, as many as `make test` has time for; `--kernel` runs all of them."""
 
 from __future__ import annotations
 
