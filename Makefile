@@ -39,7 +39,7 @@ check: $(VENV)/.dev build ## Lint, formatting, the ABI and the layout of what wa
 	@if command -v nix-instantiate >/dev/null; then nix-instantiate --parse flake.nix >/dev/null \
 		&& echo "flake.nix parses"; else echo "nix-instantiate is not here: flake.nix not parsed"; fi
 
-build: $(VENV)/.run ## Build the cpu variant of this machine into build/ (incremental)
+build: $(VENV)/.run ## Build the cpu variant of this machine and the one in plain PyTorch into build/ (incremental)
 	$(BIN)/python -m builder build
 
 venv: $(VENV)/.dev ## Make .venv with everything pinned in requirements/

@@ -6,18 +6,18 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from builder.compile import compile_variant
 from builder.config import Repository
-from builder.ninja_file import Plan
-from builder.package import package_variant
+from builder.ninja_file import MODULE, Plan
+from builder.package import Parts, package_variant
 from builder.source_state import source_state
 from builder.toolchain import find_toolchain
-from builder.variants import Variant
+from builder.variants import PlainVariant, Variant
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Built:
 
 def build_variant(
     repository: Repository,
-    variant: Variant,
+    variant: Variant | PlainVariant,
     console: Console,
     *,
     capabilities: tuple[str, ...] = (),
@@ -40,27 +40,28 @@ def build_variant(
     clean: bool = False,
     verbose: bool = False,
 ) -> Built:
-    """Compile a variant as far as it is out of date and write `build/<variant>/`.
+    """Compile a variant, if it is compiled, as far as it is out of date, and write `build/<variant>/`.
 
     Raises:
         BuilderError: a tool is missing, build.toml is wrong, or a source does not compile.
     """
-    toolchain = find_toolchain(variant)
     state = source_state(repository)
-    plan = Plan(
-        repository=repository,
-        variant=variant,
-        toolchain=toolchain,
-        build_id=state.build_id(repository, variant.backend),
-        work=repository.root / ".build" / variant.name,
-        capabilities=capabilities,
-    )
-    with locked(plan.work.with_suffix(".lock")):
+    build_id = state.build_id(repository, variant.label)
+    work = repository.root / ".build" / variant.name
+    parts, commands = Parts(repository, variant, build_id, work), 0
+    plan = None
+    if isinstance(variant, Variant):
+        plan = Plan(repository, variant, find_toolchain(variant), build_id, work, capabilities)
+    with locked(work.with_suffix(".lock")):
         if clean:
-            shutil.rmtree(plan.work, ignore_errors=True)
-        commands = compile_variant(plan, console, jobs, verbose)
-        folder, changed = package_variant(plan, state)
-    return Built(folder, plan.build_id, commands, changed)
+            shutil.rmtree(work, ignore_errors=True)
+        if plan:
+            commands = compile_variant(plan, console, jobs, verbose)
+            parts = replace(
+                parts, module=work / MODULE, archs=plan.archs(), toolchain=plan.toolchain.versions()
+            )
+        folder, changed = package_variant(parts, state)
+    return Built(folder, build_id, commands, changed)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from kernels._rust import Digest, DigestAlgorithm, DigestValidationError, Metadata
 
 from builder.abi import abi_findings
-from builder.config import Repository
+from builder.config import PLAIN, Repository
 from builder.elf import SharedObject, read_shared_object
 from builder.errors import BuilderError
 from builder.includes import unlisted_headers
@@ -18,6 +18,7 @@ from builder.isa import leaked_instructions
 from builder.package import METADATA
 from builder.rules import python_findings
 from builder.source_state import tracked_files
+from builder.variants import PlainVariant
 
 SYSTEM_LIBRARIES = frozenset(
     {
@@ -148,19 +149,24 @@ def _read_metadata(folder: Path) -> Metadata | str:
 
 def _layout_findings(folder: Path, metadata: Metadata, python_name: str) -> Iterator[str]:
     backend = str(metadata.backend.backend_type)
-    if not re.fullmatch(rf"_{python_name}_{backend}_[0-9a-z]+(_dirty)?", metadata.id):
-        yield f"{METADATA}: id {metadata.id} is not _{python_name}_{backend}_<commit>"
+    plain = folder.name == PlainVariant.name
+    label = PlainVariant.label if plain else backend
+    if not re.fullmatch(rf"_{python_name}_{label}_[0-9a-z]+(_dirty)?", metadata.id):
+        yield f"{METADATA}: id {metadata.id} is not _{python_name}_{label}_<commit>"
     if metadata.name.python_name != python_name:
         yield f"{METADATA}: name {metadata.name} is not this kernel's"
     if metadata.provenance is None:
         yield f"{METADATA}: says nothing of the source it was built from (provenance)"
     if backend == "cuda" and not metadata.backend.archs:
         yield f"{METADATA}: names no CUDA capabilities (backend.archs)"
-    for name in ("__init__.py", "_ops.py", f"{metadata.id}.abi3.so", f"{python_name}/__init__.py"):
+    registers = f"{PLAIN}/__init__.py" if plain else f"{metadata.id}.abi3.so"
+    for name in ("__init__.py", "_ops.py", registers, f"{python_name}/__init__.py"):
         if not (folder / name).is_file():
             yield f"{name} is missing"
-    for extra in sorted(folder.glob("*.so")):
-        if extra.name != f"{metadata.id}.abi3.so":
+    for extra in sorted(folder.rglob("*.so")):
+        if plain:
+            yield f"{extra.name} is compiled, which nothing is that every platform can load"
+        elif extra.name != registers:
             yield f"{extra.name} is not the module that {METADATA} names"
 
 

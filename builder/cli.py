@@ -18,7 +18,7 @@ from builder.config import Repository, open_repository
 from builder.errors import BuilderError
 from builder.native import resolve_native
 from builder.toolchain import find_toolchain
-from builder.variants import Variant, find_variant, known_variants
+from builder.variants import PlainVariant, Variant, find_variant, known_variants
 
 # check and publish need packages that building does not, as on an offline machine: they are imported late.
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ def list_command(root: Path) -> None:
     console.print(table)
 
 
-def _why_not(variant: Variant) -> str | None:
+def _why_not(variant: Variant | PlainVariant) -> str | None:
+    if isinstance(variant, PlainVariant):
+        return None
     try:
         find_toolchain(variant)
     except BuilderError as error:
@@ -102,8 +104,8 @@ def build_command(
 ) -> None:
     """Compile into build/<variant>/.
 
-    Without --variant or --all this builds the cpu variant of this machine: CUDA takes many times as long
-    and is built when asked for. Only what changed is compiled again.
+    Without --variant or --all this builds the cpu variant of this machine, and the one that holds nothing
+    compiled: CUDA takes many times as long and is built when asked for. Only what changed is compiled again.
     """
     repository = open_repository(root)
     capabilities = resolve_native(capabilities)
@@ -117,7 +119,9 @@ def build_command(
         )
 
 
-def _selected(repository: Repository, names: tuple[str, ...], everything: bool) -> list[Variant]:
+def _selected(
+    repository: Repository, names: tuple[str, ...], everything: bool
+) -> list[Variant | PlainVariant]:
     if names and everything:
         raise BuilderError("Give either --variant or --all, not both.")
     if names:
@@ -126,9 +130,10 @@ def _selected(repository: Repository, names: tuple[str, ...], everything: bool) 
     if everything:
         known = [variant for variant in known if _why_not(variant) is None]
     else:
-        known = [variant for variant in known if variant.backend == "cpu"]
-        here = [variant for variant in known if _on_this_machine(variant)]
-        known = here or known[:1]  # nothing fits: building the first says why
+        plain = [variant for variant in known if isinstance(variant, PlainVariant)]
+        for_cpu = [variant for variant in known if variant.backend == "cpu" and variant not in plain]
+        here = [variant for variant in for_cpu if _on_this_machine(variant)]
+        known = [*(here or for_cpu[:1]), *plain]  # nothing fits: building the first says why
     if not known:
         raise BuilderError("No variant can be built here. `python -m builder list` says why.")
     return known

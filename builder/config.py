@@ -11,6 +11,9 @@ from kernels._rust import Build, KernelName
 
 from builder.errors import BuilderError
 
+# The kernel's subpackage that registers its ops in Python, for the variant that holds nothing compiled.
+PLAIN = "plain"
+
 
 @dataclass(frozen=True)
 class Section:
@@ -48,6 +51,11 @@ class Repository:
     def package(self) -> Path:
         """The kernel's Python sources."""
         return self.root / "torch-ext" / self.python_name
+
+    @property
+    def has_plain(self) -> bool:
+        """Whether the kernel's ops exist in plain PyTorch too."""
+        return (self.package / PLAIN / "__init__.py").is_file()
 
     def sections_for(self, backend: str) -> Iterator[Section]:
         """The sections compiled for one backend, in the order of build.toml."""

@@ -1,21 +1,37 @@
-"""Assembles build/<variant>/ from the compiled module and the kernel's Python."""
+"""Assembles build/<variant>/ from the compiled module, if there is one, and the kernel's Python."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kernels._rust import Digest, DigestAlgorithm
 
 from builder import __version__, templates
-from builder.ninja_file import MODULE, Plan
+from builder.config import PLAIN, Repository
 from builder.source_state import SourceState
+from builder.variants import PlainVariant, Variant
 
 METADATA = "metadata.json"
 
 
-def package_variant(plan: Plan, state: SourceState) -> tuple[Path, bool]:
+@dataclass(frozen=True)
+class Parts:
+    """What a variant is put together from; without `module` its ops are the Python of `plain`."""
+
+    repository: Repository
+    variant: Variant | PlainVariant
+    build_id: str
+    work: Path  # .build/<variant>
+    module: Path | None = None
+    archs: Sequence[str] = ()  # CUDA capabilities that the module is compiled for
+    toolchain: Mapping[str, str] = field(default_factory=dict)
+
+
+def package_variant(parts: Parts, state: SourceState) -> tuple[Path, bool]:
     """Make `build/<variant>/` hold exactly this build.
 
     The folder is put together aside and then swapped in, so that no reader sees half of it.
@@ -23,20 +39,21 @@ def package_variant(plan: Plan, state: SourceState) -> tuple[Path, bool]:
     Returns:
         The folder, and whether anything in it changed.
     """
-    stage = plan.work / "stage"
+    stage = parts.work / "stage"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
-    _copy_python(plan, stage)
-    shutil.copyfile(plan.work / MODULE, stage / f"{plan.build_id}.abi3.so")
-    (stage / f"{plan.build_id}.abi3.so").chmod(0o755)
-    metadata = json.dumps(_metadata(plan, state, stage), indent=2) + "\n"
+    _copy_python(parts, stage)
+    if parts.module:
+        shutil.copyfile(parts.module, stage / f"{parts.build_id}.abi3.so")
+        (stage / f"{parts.build_id}.abi3.so").chmod(0o755)
+    metadata = json.dumps(_metadata(parts, state, stage), indent=2) + "\n"
     (stage / METADATA).write_text(metadata, encoding="utf-8")
 
-    target = plan.repository.root / "build" / plan.variant.name
+    target = parts.repository.root / "build" / parts.variant.name
     if _same(stage, target):
         return target, False
     target.parent.mkdir(parents=True, exist_ok=True)
-    old = plan.work / "old"
+    old = parts.work / "old"
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
@@ -45,39 +62,43 @@ def package_variant(plan: Plan, state: SourceState) -> tuple[Path, bool]:
     return target, True
 
 
-def _copy_python(plan: Plan, stage: Path) -> None:
-    package = plan.repository.package
+def _copy_python(parts: Parts, stage: Path) -> None:
+    package = parts.repository.package
     for source in sorted(package.rglob("*.py")):
         target = stage / source.relative_to(package)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-    names = {"build_id": plan.build_id, "python_name": plan.repository.python_name}
+    names = {
+        "build_id": parts.build_id,
+        "python_name": parts.repository.python_name,
+        "registers": parts.build_id if parts.module else PLAIN,
+    }
     (stage / "_ops.py").write_text(templates.OPS_PY.format(**names), encoding="utf-8")
-    shim = stage / plan.repository.python_name / "__init__.py"
+    shim = stage / parts.repository.python_name / "__init__.py"
     shim.parent.mkdir(exist_ok=True)
     shim.write_text(templates.IMPORT_SHIM_PY.format(**names), encoding="utf-8")
 
 
-def _metadata(plan: Plan, state: SourceState, stage: Path) -> dict:
+def _metadata(parts: Parts, state: SourceState, stage: Path) -> dict:
     """metadata.json in upstream's schema; `toolchain` is ours: its reader ignores keys it does not know."""
-    repository = plan.repository
-    backend: dict = {"type": plan.variant.backend}
-    if archs := plan.archs():
-        backend["archs"] = archs
+    repository = parts.repository
+    backend: dict = {"type": parts.variant.backend}
+    if parts.archs:
+        backend["archs"] = list(parts.archs)
     provenance: dict = {"kernel-builder": {"version": f"flash-rwkv-builder {__version__}"}}
     if state.commit:
         provenance["kernel"] = {"commit": state.commit, "dirty": state.dirty}
     digest = Digest.hash_variant(DigestAlgorithm.SHA256, stage)
     return {
         "name": repository.name,
-        "id": plan.build_id,
+        "id": parts.build_id,
         "version": repository.version,
         "license": repository.license,
         "python-depends": list(repository.python_depends),
         "backend": backend,
         "digest": {"algorithm": str(digest.algorithm), "files": dict(sorted(digest.files.items()))},
         "provenance": provenance,
-        "toolchain": plan.toolchain.versions(),
+        "toolchain": dict(parts.toolchain),
     }
 
 

@@ -18,9 +18,9 @@ class SourceState:
     dirty: bool
     unique_id: str
 
-    def build_id(self, repository: Repository, backend: str) -> str:
-        """Module name and op namespace, e.g. `_flash_rwkv_cpu_1a2b3c4`."""
-        return f"_{repository.python_name}_{backend}_{self.unique_id}"
+    def build_id(self, repository: Repository, label: str) -> str:
+        """Module name and op namespace of the variant with that label, e.g. `_flash_rwkv_cpu_1a2b3c4`."""
+        return f"_{repository.python_name}_{label}_{self.unique_id}"
 
 
 def source_state(repository: Repository) -> SourceState:

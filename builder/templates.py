@@ -95,14 +95,15 @@ OPS_PY = '''\
 
 import torch
 
-from . import {build_id}  # noqa: F401  (loading it registers the ops)
-
 ops = torch.ops.{build_id}
 
 
 def add_op_namespace_prefix(op_name: str) -> str:
     """The op's name in this build's namespace."""
     return f"{build_id}::{{op_name}}"
+
+
+from . import {registers}  # noqa: E402, F401  (loading it registers the ops)
 '''
 
 # `variant/<name>/__init__.py`: for loaders that put the variant's folder on sys.path and import by name.

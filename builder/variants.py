@@ -42,18 +42,34 @@ class Variant:
         return f"torch-stable-abi{self.torch.replace('.', '')}-{p.tag}-{p.machine}-linux"
 
     @property
+    def label(self) -> str:
+        """What tells its build id from those of other variants."""
+        return self.platform.backend
+
+    @property
     def backend(self) -> str:
+        """As metadata.json has it."""
         return self.platform.backend
 
 
-def known_variants(repository: Repository) -> list[Variant]:
+@dataclass(frozen=True)
+class PlainVariant:
+    """The build with nothing compiled in it, for every platform; loaders take it where no other fits."""
+
+    name = "torch-universal"
+    label = "universal"
+    backend = "cpu"  # metadata.json must name one, and every machine has this
+
+
+def known_variants(repository: Repository) -> list[Variant | PlainVariant]:
     """Every variant this builder knows how to make of a repository."""
-    return [
+    compiled = [
         Variant(p, repository.stable_abi[p.backend]) for p in PLATFORMS if p.backend in repository.backends
     ]
+    return [*compiled, *([PlainVariant()] if repository.has_plain else [])]
 
 
-def find_variant(repository: Repository, name: str) -> Variant:
+def find_variant(repository: Repository, name: str) -> Variant | PlainVariant:
     """The variant of that name.
 
     Raises:

@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "kernels_ci: the subset that upstream's CI runs, under a minute in all"
     )
     config.addinivalue_line("markers", "cpu_only: of what only the CPU kernels offer, such as float64")
+    config.addinivalue_line("markers", "compiled_only: of what the variant in plain PyTorch has not")
     config.addinivalue_line("markers", "xdist_group(name): to be run by one process, one after the other")
     config.addinivalue_line("markers", "cuda_only: of what only CUDA has, such as streams and graphs")
     if device_type(config) == "cuda" and not torch.cuda.is_available():
@@ -52,9 +53,12 @@ def device_type(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what the device does not have: deselected, not skipped."""
-    other = "cuda_only" if device_type(config) == "cpu" else "cpu_only"
-    dropped = [item for item in items if item.get_closest_marker(other)]
+    """Leave out what the device or the variant does not have: deselected, not skipped."""
+    others = ["cuda_only" if device_type(config) == "cpu" else "cpu_only"]
+    kernel = config.getoption("kernel")
+    if kernel is not None and kernel.name == "torch-universal":
+        others.append("compiled_only")
+    dropped = [item for item in items if any(item.get_closest_marker(other) for other in others)]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [item for item in items if item not in dropped]
 

@@ -50,6 +50,7 @@ def test_build_toml_says_what_the_contract_says(repository: Repository) -> None:
     assert [variant.name for variant in known_variants(repository)] == [
         "torch-stable-abi211-cpu-x86_64-linux",
         "torch-stable-abi211-cu130-x86_64-linux",
+        "torch-universal",
     ]
     capabilities = {c for section in repository.sections for c in section.cuda_capabilities}
     assert capabilities == {"7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"}

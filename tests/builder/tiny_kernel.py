@@ -16,6 +16,7 @@ from builder.variants import Platform, Variant
 
 CPU_VARIANT = "torch-stable-abi211-cpu-x86_64-linux"
 CUDA_VARIANT = "torch-stable-abi211-cu130-x86_64-linux"
+PLAIN_VARIANT = "torch-universal"
 
 BUILD_TOML = """\
 [general]
@@ -140,6 +141,15 @@ __all__ = ["scale"]
 
 def scale(x):
     return ops.scale(x)
+"""
+
+PLAIN_PY = """\
+import torch
+
+from .._ops import add_op_namespace_prefix
+
+torch.library.define(add_op_namespace_prefix("scale"), "(Tensor x) -> Tensor")
+torch.library.impl(add_op_namespace_prefix("scale"), "default")(lambda x: 2 * x)
 """
 
 

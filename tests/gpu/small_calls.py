@@ -1,4 +1,4 @@
-"""`python -m tests.gpu.small_calls [OPERATOR …]`: small odd shapes, with as little of Torch as possible.
+"""`python -m tests.gpu.small_calls [OPERATOR [DTYPE]]`: small odd shapes, with little of Torch.
 
 A program for compute-sanitizer, which slows every kernel down, and Torch's start most of all: inputs are made
 on the host and the ops called without autograd.
@@ -20,13 +20,18 @@ from tests.helpers.measure import output_gradients
 from tests.helpers.operators import OPERATORS, Operator, make_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEAD_SIZES = (8, 24, 64, 128, 256)
 CHUNK_SIZES = (64, 128)  # of the matrix form, on CUDA alone
 LENGTHS = (19, 1, 0, 70)  # of packed sequences, and of a batch with their sum
 
 
-def call_everything(kernel: ModuleType, device: str, operators: Iterable[str] = OPERATORS) -> int:
+def call_everything(
+    kernel: ModuleType,
+    device: str,
+    operators: Iterable[str] = OPERATORS,
+    dtypes: Iterable[str] = tuple(DTYPES),
+) -> int:
     """The number of calls made; says where it is.
 
     Raises:
@@ -34,10 +39,11 @@ def call_everything(kernel: ModuleType, device: str, operators: Iterable[str] = 
     """
     ops = sys.modules[f"{kernel.__name__}._ops"].ops
     calls, start = 0, time.monotonic()
-    for name, dtype, size in itertools.product(operators, DTYPES, HEAD_SIZES):
+    for name, dtype, size in itertools.product(operators, dtypes, HEAD_SIZES):
         operator = OPERATORS[name]
-        code = calls % 3 if operator.has_heads else None  # decay forms in turn
-        for results in small_calls(ops, operator, dtype, size, code, device):
+        # Decay forms in turn, the same whether or not other dtypes are called too.
+        code = (list(DTYPES).index(dtype) + HEAD_SIZES.index(size)) % 3 if operator.has_heads else None
+        for results in small_calls(ops, operator, DTYPES[dtype], size, code, device):
             calls += 1
             if not all(x.cpu().isfinite().all() for x in results):
                 raise RuntimeError(f"{operator}, {dtype}, N = {size}, decay {code}: a result is not finite")
@@ -80,7 +86,7 @@ def small_calls(
 
     inputs = inputs_of(batch=3, tokens=1)
     first = inputs[operator.first].shape
-    pool = torch.zeros(5, *inputs["state"].shape[1:], dtype=DTYPES[size // 8 % 3]).to(device)
+    pool = torch.zeros(5, *inputs["state"].shape[1:], dtype=list(DTYPES.values())[size // 8 % 3]).to(device)
     token = [x[:, 0] if x.shape == first else x for x in map(inputs.__getitem__, operator.inputs)]
     tail = () if code is None else (code,)
     yield getattr(ops, f"{operator}_step_")(*token, pool, ints([4, 0, 2]), *tail), pool
@@ -93,5 +99,5 @@ def has_chunks(device: str, dtype: torch.dtype, size: int) -> bool:
 if __name__ == "__main__":
     from kernels import get_local_kernel
 
-    named = sys.argv[1:] or OPERATORS
-    print(f"{call_everything(get_local_kernel(ROOT), 'cuda', named)} calls, all finite")
+    chosen = [[argument] for argument in sys.argv[1:]]
+    print(f"{call_everything(get_local_kernel(ROOT), 'cuda', *chosen)} calls, all finite")

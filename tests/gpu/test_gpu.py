@@ -17,6 +17,7 @@ def test_small_calls_reach_every_operator(kernel) -> None:
     cases = len(DTYPES) * len(HEAD_SIZES)
     with_heads, without = 3 * cases * 5, cases * 3
     assert call_everything(kernel, "cpu") == with_heads + without
+    assert call_everything(kernel, "cpu", ["wkv6"], ["bfloat16"]) == len(HEAD_SIZES) * 5
 
 
 def test_sanitizer_names_its_tools(capsys: pytest.CaptureFixture[str]) -> None:

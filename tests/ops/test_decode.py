@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.measure import TOLERANCES, error
+from tests.helpers.measure import TOLERANCES, assert_same, error, is_plain
 from tests.helpers.operators import (
     HEAD_OPERATORS,
     OPERATORS,
@@ -45,8 +45,8 @@ def test_steps_are_a_prefill(kernel, device, operator, dtype, size) -> None:
     y, final_state = prefill(kernel, operator, inputs)
     state = inputs["state"].clone()
     for t in range(40):
-        assert torch.equal(step(kernel, operator, one_token(operator, inputs, t), state), y[:, t]), t
-    assert torch.equal(state, final_state)
+        assert_same(kernel, step(kernel, operator, one_token(operator, inputs, t), state), y[:, t], t)
+    assert_same(kernel, state, final_state)
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
@@ -57,8 +57,8 @@ def test_a_few_tokens_a_step(kernel, device, operator, tokens) -> None:
     state = inputs["state"].clone()
     first = step(kernel, operator, slice_tokens(operator, inputs, 0, tokens), state)
     second = step(kernel, operator, slice_tokens(operator, inputs, tokens, 2 * tokens), state)
-    assert torch.equal(torch.cat([first, second], dim=1), y)
-    assert torch.equal(state, final_state)
+    assert_same(kernel, torch.cat([first, second], dim=1), y)
+    assert_same(kernel, state, final_state)
 
 
 @pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
@@ -169,4 +169,5 @@ def test_version_counter(kernel, device, operator) -> None:
     inputs = make_inputs(operator, tokens=1, device=device)
     state = inputs["state"].clone()
     step(kernel, operator, inputs, state)
-    assert state._version == 1
+    # Plain PyTorch updates a state a part at a time.
+    assert state._version > 0 if is_plain(kernel) else state._version == 1

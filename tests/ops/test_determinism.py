@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from tests.helpers.measure import run
+from tests.helpers.measure import assert_same, run
 from tests.helpers.operators import (
     HEAD_OPERATORS,
     OPERATORS,
@@ -45,8 +45,8 @@ def test_split_over_calls(kernel, device, operator, dtype, size) -> None:
             part = {**slice_tokens(operator, inputs, start, end), "state": carried}
             y_part, carried = call(kernel, operator, part, **recurrent(operator))
             parts.append(y_part)
-        assert torch.equal(torch.cat(parts, dim=1), y), cuts
-        assert torch.equal(carried, state), cuts
+        assert_same(kernel, torch.cat(parts, dim=1), y, cuts)
+        assert_same(kernel, carried, state, cuts)
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
@@ -58,8 +58,8 @@ def test_in_another_batch(kernel, device, operator, dtype, heads) -> None:
     for start, end in ((0, 1), (1, 2), (3, 4), (1, 4)):
         part = slice_batch(operator, inputs, start, end)
         y_part, state_part = call(kernel, operator, part, **recurrent(operator))
-        assert torch.equal(y_part, y[start:end])
-        assert torch.equal(state_part, state[start:end])
+        assert_same(kernel, y_part, y[start:end])
+        assert_same(kernel, state_part, state[start:end])
 
 
 @pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
@@ -85,8 +85,8 @@ def test_packed(kernel, device, operator, dtype, with_state) -> None:
         if with_state:
             one["state"] = inputs["state"][i : i + 1]
         y_one, state_one = call(kernel, operator, one, **recurrent(operator))
-        assert torch.equal(y[:, start:end], y_one), i
-        assert torch.equal(state[i : i + 1], state_one), i
+        assert_same(kernel, y[:, start:end], y_one, i)
+        assert_same(kernel, state[i : i + 1], state_one, i)
 
 
 @pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)

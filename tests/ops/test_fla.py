@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from tests.helpers.measure import TOLERANCES, error
+from tests.helpers.measure import TOLERANCES, assert_same, error
 from tests.helpers.operators import OPERATORS, call, make_inputs
 
 # Function: operator, the default of scale, whether the final state comes by default.
@@ -93,8 +93,8 @@ def test_packed_by_int64(kernel, device, name) -> None:
         one = {x: t[:, start:end] if t.dim() == 4 and x != "state" else t for x, t in theirs.items()}
         one["state"] = theirs["state"][i : i + 1]
         y_one, state_one = run(kernel, name, one, output_final_state=True)
-        assert torch.equal(y[:, start:end], y_one)
-        assert torch.equal(state[i : i + 1], state_one)
+        assert_same(kernel, y[:, start:end], y_one)
+        assert_same(kernel, state[i : i + 1], state_one)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

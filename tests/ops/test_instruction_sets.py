@@ -30,7 +30,7 @@ kernel.wkv4(k, k, -torch.rand(8), torch.rand(8))
 print(kernel.cpu_isa())
 """
 
-pytestmark = pytest.mark.cpu_only
+pytestmark = [pytest.mark.cpu_only, pytest.mark.compiled_only]
 
 
 def instruction_sets() -> list[str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import _ops
 from ._ops import add_op_namespace_prefix
 
 # Tokens between two states that forward saves for backward: kCheckpointTokens in wkv_params.h, and
 # kCudaCheckpointTokens for matrix states on CUDA.
 CHECKPOINT_TOKENS = 64
 CUDA_CHECKPOINT_TOKENS = 16
+# What is in plain PyTorch saves the same on every device.
+IS_PLAIN = hasattr(_ops, "plain")
 
 
 def _on_one_device(op: str, first: Tensor, **others: Tensor | None) -> None:
@@ -36,7 +39,7 @@ def _fake_heads_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`saves_rows`: on CUDA each saved state has a row for every token behind it, unless `chunks`."""
     batch, tokens, heads, size = r.shape
-    cuda = r.device.type == "cuda" and not chunks
+    cuda = r.device.type == "cuda" and not chunks and not IS_PLAIN
     each = CUDA_CHECKPOINT_TOKENS if cuda else CHECKPOINT_TOKENS
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     blocks = 0

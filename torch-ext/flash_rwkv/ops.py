@@ -269,7 +269,10 @@ def wkv7_step_(
 
 
 def cpu_isa() -> str:
-    """The instruction set that the CPU kernels use in this process: ``avx512``, ``avx2`` or ``portable``."""
+    """The instruction set that the CPU kernels use in this process: ``avx512``, ``avx2`` or ``portable``.
+
+    ``torch`` where there are none and the operators are plain PyTorch.
+    """
     return ops.cpu_isa()
 
 
@@ -348,11 +351,13 @@ def _note_update(state: Tensor) -> None:
 def _casts(tensor: Tensor) -> bool:
     """Whether autocast is on for its device; Torch 2.11 cannot trace `torch.amp.is_autocast_available`.
 
-    Asking for ``device.type`` would take five times as long as asking for the two devices that count.
+    Asking for ``device.type`` takes five times as long as asking for the two devices that come first.
     """
     if tensor.is_cuda:
         return torch.is_autocast_enabled("cuda")
-    return tensor.is_cpu and torch.is_autocast_enabled("cpu")
+    if tensor.is_cpu:
+        return torch.is_autocast_enabled("cpu")
+    return tensor.device.type in ("xpu", "mps") and torch.is_autocast_enabled(tensor.device.type)
 
 
 def _under_autocast(same: tuple, free: tuple, state: Tensor | None) -> tuple:

@@ -29,13 +29,15 @@ __device__ __forceinline__ void log2_decays(Decay form, float (&w)[kRows][kColum
 #pragma unroll
     for (int i = 0; i < kRows * kColumns; ++i) w[i / kColumns][i % kColumns] = f(w[i / kColumns][i % kColumns]);
   };
-  if (form == Decay::kLog) {
-    for_each([](float x) { return kLog2E * x; });
-  } else if (form == Decay::kExp) {
-    for_each([](float x) { return -kLog2E * ptx::ex2_approx_ftz_f32(kLog2E * x); });
-  } else {
+  // Two cases only: of three the compiler makes a table of addresses, and a jump that waits for it.
+  if (form == Decay::kSigmoid) {
     for_each(
         [](float x) { return -kSigmoidScale * ptx::rcp_approx_ftz_f32(1.0f + ptx::ex2_approx_ftz_f32(-kLog2E * x)); });
+  } else {
+    for_each([form](float x) {
+      const float scaled = kLog2E * x;
+      return form == Decay::kLog ? scaled : -kLog2E * ptx::ex2_approx_ftz_f32(scaled);
+    });
   }
 }
 

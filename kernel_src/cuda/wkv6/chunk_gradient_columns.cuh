@@ -388,28 +388,26 @@ class GradientColumns {
   // A piece of 16 bytes of a row for each lane.
   __device__ __forceinline__ void write_rows(const View& view, int which) const {
     const int row = lane_ / 2, piece = lane_ % 2, token = token_of_quad_slot(row);
-    char* to = tokens_.at(view, token) + 32 * block_ + 16 * piece;
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      if (chunk * kTokens + token < tokens_.count)
-        ptx::st_global_b32(to, *reinterpret_cast<const uint4*>(memory_.rows(chunk, which).data +
-                                                               Tile<kSize>::offset(row, piece, block_)));
-      to += kTokens * 2 * view.stride[1];
-    }
+    write_pieces(tokens_.at(view, token) + 32 * block_ + 16 * piece, kTokens * 2 * view.stride[1], token,
+                 [&](int chunk) { return memory_.rows(chunk, which).data + Tile<kSize>::offset(row, piece, block_); });
   }
   __device__ __forceinline__ void write_wide_decays(const View& view) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = lane_ / 4 + 8 * half, piece = lane_ % 4, token = token_of_quad_slot(row);
-      char* to = tokens_.at(view, token) + 64 * block_ + 16 * piece;
-#pragma unroll
-      for (int chunk = 0; chunk < kChunks; ++chunk) {
-        if (chunk * kTokens + token < tokens_.count)
-          ptx::st_global_b32(
-              to, *reinterpret_cast<const uint4*>(&memory_.wide_decays(chunk).at(row, 16 * block_ + 4 * piece)));
-        to += kTokens * 4 * view.stride[1];
-      }
+      write_pieces(tokens_.at(view, token) + 64 * block_ + 16 * piece, kTokens * 4 * view.stride[1], token,
+                   [&](int chunk) { return &memory_.wide_decays(chunk).at(row, 16 * block_ + 4 * piece); });
     }
+  }
+  // Of each chunk the piece at staged(chunk). All are loaded first: nothing is loaded past a store.
+  template <class Staged>
+  __device__ __forceinline__ void write_pieces(char* to, int64_t chunk_bytes, int token, const Staged& staged) const {
+    uint4 pieces[kChunks];
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) pieces[chunk] = *reinterpret_cast<const uint4*>(staged(chunk));
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk)
+      if (chunk * kTokens + token < tokens_.count) ptx::st_global_b32(to + chunk * chunk_bytes, pieces[chunk]);
   }
 
   // The gradients of u and of a decay of all tokens.

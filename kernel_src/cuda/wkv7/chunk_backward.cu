@@ -118,12 +118,13 @@ __global__ void __launch_bounds__(kBackwardWarps<kSize>* kWarp, kSize == 64 ? 2 
       tokens.fetch_columns(memory.chunk(chunk), token);
       if (kWarps == Memory::kScores || warp < Memory::kScores) score_gradients(memory, chunk, warp);
       const StateGradients through_state = state_gradients(memory, chunk, warp);
-      ptx::cp_async_wait_all();
       __syncthreads();
 
       const GradientWrites<T, kSize, kStates> writes(memory, chunk, memory.vectors().gradients + token * g.dr.stride[1],
                                                      g.dr.stride[1], length - token);
       writes.stage_values(dv);
+      ptx::cp_async_wait_all();
+      __syncwarp();
       const Raw raw = tokens.load(memory.chunk(chunk), token, warp);
       __syncwarp();
       // --- In their place the chunk of the checkpoint before, and that for those that there are not; in that of states

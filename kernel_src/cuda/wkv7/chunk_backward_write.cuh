@@ -37,12 +37,15 @@ class GradientWrites {
     const int token = BlockCopy::token(0, lane_);
     if (token < left_) {
       const int64_t at = offset_ + token * stride_ + 8 * BlockCopy::piece(lane_);
-      write(g.dr, at, rows, 0);
-      write(g.dk, at, rows, 1);
-      write(g.da, at, rows, 2);
-      write(g.db, at, rows, 3);
-      write(g.dv, at, u_, block_);
-      if (!wide) write(g.dw, at, memory_.dw(), block_);
+      // All are loaded first: a load into registers that a store is yet to read waits for the store.
+      const uint4 r = staged(rows, 0), k = staged(rows, 1), a = staged(rows, 2), b = staged(rows, 3);
+      const uint4 v = staged(u_, block_), w = wide ? uint4{} : staged(memory_.dw(), block_);
+      write(g.dr, at, r);
+      write(g.dk, at, k);
+      write(g.da, at, a);
+      write(g.db, at, b);
+      write(g.dv, at, v);
+      if (!wide) write(g.dw, at, w);
     }
     if (wide) write_wide(static_cast<float*>(g.dw.data), x.log_decay);
     __syncwarp();  // what is next there is not staged by the lane that has read it
@@ -53,9 +56,14 @@ class GradientWrites {
     to.store(block, lane_, left_of<T>(x[0], x[1]));
   }
 
-  __device__ __forceinline__ void write(const View& to, int64_t at, const Tile<kSize>& staged, int block) const {
-    const char* const from = staged.data + Tile<kSize>::offset(BlockCopy::slot(lane_), BlockCopy::piece(lane_), block);
-    *reinterpret_cast<uint4*>(static_cast<T*>(to.data) + at) = *reinterpret_cast<const uint4*>(from);
+  // The 16 bytes that this lane writes.
+  __device__ __forceinline__ uint4 staged(const Tile<kSize>& in, int block) const {
+    const int offset = Tile<kSize>::offset(BlockCopy::slot(lane_), BlockCopy::piece(lane_), block);
+    return *reinterpret_cast<const uint4*>(in.data + offset);
+  }
+
+  __device__ __forceinline__ void write(const View& to, int64_t at, const uint4& x) const {
+    ptx::st_global_b32(static_cast<T*>(to.data) + at, x);
   }
 
   // Gradients in fp32, as they are.
