@@ -171,7 +171,7 @@ cudaError_t launch_carry(const Wkv7Params& p, const Wkv7Gradients& g, cudaStream
   CarryPlan plan;
   plan.splits = heads * 4 <= processors ? 4 : heads * 2 <= processors ? 2 : 1;
   plan.state_warps = kSize / 16 / plan.splits;
-  plan.groups = (kCarryWarps<kSize> - plan.state_warps) / kGroup;
+  plan.groups = (kCarryWarps - plan.state_warps) / kGroup;
   if (plan.groups > kMostGroups) plan.groups = kMostGroups;
   const int memory = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   while (plan.groups > 1 && CarryMemory<kSize>::bytes(plan.groups) > memory) --plan.groups;

@@ -11,9 +11,7 @@
 
 namespace flash_rwkv::cuda::wkv7_chunk {
 
-// Of a block: 128 or 168 registers a thread.
-template <int kSize>
-constexpr int kCarryWarps = kSize == 64 ? 16 : 12;
+constexpr int kCarryWarps = 16;
 constexpr int kGroup = 2;       // preparing warps
 constexpr int kMostGroups = 7;  // of 15 barriers
 
@@ -38,7 +36,7 @@ struct CarryMemory {
 };
 
 template <class T, int kSize>
-__global__ void __launch_bounds__(kCarryWarps<kSize>* kWarp, 1)
+__global__ void __launch_bounds__(kCarryWarps* kWarp, 1)
     wkv7_chunk_carry_kernel(const __grid_constant__ Wkv7Params p, const __grid_constant__ Wkv7Gradients g,
                             const __grid_constant__ CarryPlan plan) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
