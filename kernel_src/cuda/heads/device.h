@@ -6,8 +6,8 @@
 
 namespace flash_rwkv::cuda {
 
-// Of the current device; 0 where it cannot be had. FLASH_RWKV_SHARED_KIB: tests of what devices with so many KiB of shared
-// memory a multiprocessor run, of which a block has all but one.
+// Of the current device; 0 where it cannot be had. Tests set FLASH_RWKV_SHARED_KIB, for what runs on devices with so
+// many KiB of shared memory a multiprocessor, of which a block may have all but one.
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
   if (cudaGetDevice(&device) == cudaSuccess) cudaDeviceGetAttribute(&value, attribute, device);

@@ -1,5 +1,5 @@
-// Backward pass of WKV7 on tensor cores. A block of four or eight warps has a head of a sequence, and goes back through its
-// checkpoints. All that a checkpoint's tokens need of those behind them is G; where heads are few, one kernel goes
+// Backward pass of WKV7 on tensor cores. A block of four or eight warps has a head of a sequence, and goes back through
+// its checkpoints. All that a checkpoint's tokens need of those behind them is G; where heads are few, one kernel goes
 // through the tokens for that alone, and here a block has a checkpoint.
 #include "cuda/heads/device.h"
 #include "cuda/kernels.h"

@@ -7,8 +7,8 @@
 
 namespace flash_rwkv::cuda::wkv7_chunk {
 
-// Columns 16 begin … 16 end - 1, and, if join() says so of what comes of them, the matrices. tokens: that have copied the
-// chunk, whose first token is `first`, to where it is prepared.
+// Columns 16 begin … 16 end - 1, then join(), which is given what the matrices come of and says whether to make them.
+// tokens: that have copied the chunk, whose first token is `first`, to where it is prepared.
 template <class Chunk, class Tokens, class Join>
 __device__ __forceinline__ void prepare_backward(const Chunk& chunk, const Tokens& tokens, Decay decay, int first,
                                                  int length, int begin, int end, const Join& join) {
@@ -68,8 +68,8 @@ __device__ __forceinline__ void prepare_backward(const Chunk& chunk, const Token
   });
 }
 
-// Two warps of a block have half the columns each of a chunk of every pair; the first adds up scores, where G will be,
-// and makes matrices. All of a block's warps come here: a chunk past the end has no columns.
+// Two warps of a block share a chunk, each has half of its columns. The second leaves its scores where G will be, the
+// first adds them to its own and makes matrices. All warps come here: a chunk past the end has no columns.
 template <class Memory, class Tokens>
 __device__ __forceinline__ void prepare_in_pairs(const Memory& memory, const Tokens& tokens, Decay decay, int first,
                                                  int length) {
