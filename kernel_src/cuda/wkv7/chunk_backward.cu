@@ -101,6 +101,8 @@ __global__ void __launch_bounds__(kBackwardWarps<kSize>* kWarp, kSize == 64 ? 2 
     go_forward(chunks);
 
     // --- Back
+    // Once those of the last two chunks have been used there is room for the state of the checkpoint before.
+    const int state_fetched_at = !Memory::kAllStates ? 0 : chunks < kChunks ? chunks - 1 : kChunks - 2;
 #pragma unroll 1
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
       const int token = first + chunk * kTokens;
@@ -131,7 +133,7 @@ __global__ void __launch_bounds__(kBackwardWarps<kSize>* kWarp, kSize == 64 ? 2 
       // the one to go forward from next
       if (checkpoint > stop) {
         fetch_chunks(checkpoint - 1, chunk, chunk + 1 == chunks ? kChunks : chunk + 1);
-        if (chunk == 0) fetch_state(checkpoint - 1);
+        if (chunk == state_fetched_at) fetch_state(checkpoint - 1);
       }
       if (!Memory::kAllStates && chunk == kStates) fetch_state(checkpoint);
       FinishColumns<T, kSize, kStates> finish(memory);

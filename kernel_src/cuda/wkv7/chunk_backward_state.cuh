@@ -15,8 +15,8 @@ class BackwardRows : public ValueRows<T, kSize> {
   using ValueRows<T, kSize>::ValueRows;
   using ValueRows<T, kSize>::kBlocks;
 
-  // --- A saved matrix [kSize, kSize], fp32, by way of two tiles of these rows, each of half of the columns. What a warp
-  // copies it loads itself.
+  // --- A saved matrix [kSize, kSize], fp32, by way of two tiles of these rows, those of the last two chunks, each of half of
+  // the columns. What a warp copies it loads itself.
 
   __device__ __forceinline__ void fetch(const Memory& memory, const float* matrix) const {
     constexpr int kPieces = kSize / 4, kRows = kWarp / kPieces;
@@ -102,7 +102,8 @@ class BackwardRows : public ValueRows<T, kSize> {
   // 16 bytes of a row of these.
   __device__ __forceinline__ char* staged(const Memory& memory, int row, int piece) const {
     constexpr int kPieces = kSize / 8;  // of a tile's row
-    return memory.state(piece / kPieces, first_row_ / 16).data + Tile<kSize>::offset(row, piece % kPieces);
+    return memory.state(kChunks - 1 - piece / kPieces, first_row_ / 16).data +
+           Tile<kSize>::offset(row, piece % kPieces);
   }
 
   __device__ __forceinline__ void round(Fragment (&s)[kBlocks]) const {
