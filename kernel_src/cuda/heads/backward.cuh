@@ -51,6 +51,7 @@ __device__ __forceinline__ void backward_window(const typename Op::Params& p, co
   using Tiles = std::conditional_t<Shape::kOnTensorCores, TensorTiles<Op, T, Shape>, RowTiles<Op, T, Shape>>;
   constexpr int kThreads = Shape::kThreads;
   constexpr int kWidth = Shape::kWidth;
+  constexpr bool kWholeBlocks = Memory::Stage::kWholeBlocks;
 
   // --- Which head of which sequence
   const int num_heads = static_cast<int>(plan.num_heads);
@@ -101,24 +102,23 @@ __device__ __forceinline__ void backward_window(const typename Op::Params& p, co
   const GradientWriter<Op, T> writer = {p, g, plan, gradient_rows_at, length};
   ColumnGradients<Op, T, Shape> of_columns(shared, writer);
 
+  const auto tokens_of = [&](Step step) { return stage.tokens(shared, step.group); };
   const auto prepare = [&](Step step) {
     if (!step.back && !Tiles::kScalesForward) return;
-    tiles.prepare(step.back);
+    tiles.prepare(tokens_of(step), step.back);
     __syncthreads();
   };
 
-  // --- Steps. The next step's tokens load meanwhile.
+  // --- Steps. The next step's tokens load meanwhile, unless all of the block are there.
   const auto vectors_of = [](Step step) { return step.back ? int{Op::kVectors} : int{Op::kRecompute}; };
   const auto keep_checkpoint = [&](int block) { tiles.fetch_checkpoint(checkpoints + block * checkpoint_stride); };
   __syncthreads();  // for rows
   if (end_block > first_block) {
     keep_checkpoint(end_block - 1);
     stage.fetch(end_block - 1, step_of(0).group, vectors_of(step_of(0)));
-    wait_for_loads();
+    stage.commit(shared, end_block - 1, vectors_of(step_of(0)));
+    __syncthreads();
     if (Tiles::kRecallsAhead) tiles.recall();
-    __syncthreads();
-    stage.commit(shared, end_block - 1, step_of(0).group, vectors_of(step_of(0)));
-    __syncthreads();
     prepare(step_of(0));
   }
   __syncthreads();
@@ -130,27 +130,29 @@ __device__ __forceinline__ void backward_window(const typename Op::Params& p, co
       const bool last = index + 1 == kSteps;
       const bool more = !last || block > first_block;
       const Step next = step_of(last ? 0 : index + 1);
-      if (more && (last || !Memory::Stage::kWholeBlocks)) stage.fetch(block - last, next.group, vectors_of(next));
+      if (more && !kWholeBlocks) stage.fetch(block - last, next.group, vectors_of(next));
 
       if (step.back) tiles.begin_back();
       if (step.recall && !Tiles::kRecallsAhead) tiles.recall();
       if (step.keep_middle) tiles.keep();
       if (step.keep_start && more) keep_checkpoint(block - last);
       if (step.back) {
-        tiles.back(first);
+        const auto tokens = tokens_of(step);
+        tiles.back(tokens, first);
         if (step.keep_start) wait_for_loads();
         __syncthreads();
-        of_columns.group(shared, first);
+        of_columns.group(tokens, first);
         __syncthreads();
+        if (more && last && kWholeBlocks) stage.fetch(block - 1, next.group, vectors_of(next));
         of_columns.decays(first);
         if (Tiles::kRecallsAhead) tiles.recall();
       } else if (!Tiles::kScalesForward) {
         tiles.forward();
         __syncthreads();
       }
-      if (more) stage.commit(shared, block - last, next.group, vectors_of(next));
+      if (more && (last || !kWholeBlocks)) stage.commit(shared, block - last, vectors_of(next));
       if (!step.back && Tiles::kScalesForward) tiles.forward();  // takes nothing of the tokens themselves
-      __syncthreads();
+      if (last || !step.back || !kWholeBlocks) __syncthreads();
       prepare(next);
     }
     of_columns.token_sums.end_of_block();

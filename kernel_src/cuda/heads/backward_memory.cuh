@@ -1,7 +1,6 @@
 // How the backward pass lays a head over a block of threads, and what it has in shared memory.
 #pragma once
 
-#include <algorithm>
 #include <type_traits>
 
 #include "cuda/heads/device.h"
@@ -47,7 +46,7 @@ struct TensorShape {
   static constexpr bool kTakesTurns = true;
   template <int kSets>
   using Vectors = GroupCells<kWidth>;
-  static constexpr int kRowCellFloats = Vectors<2>::kTokenFloats;  // of dy and dsa
+  static constexpr int kRowCellFloats = Vectors<2>::kColumnFloats;  // of dy and dsa
   static constexpr int kShares = 1;
   static constexpr int kBlocksPerProcessor = 3;      // leaves a thread 168 registers
   static constexpr int kWideBlocksPerProcessor = 2;  // fit with tokens in fp32, and leave 255
@@ -68,7 +67,7 @@ struct BackwardMemory {
   using Factors = PairFactors<Op::kSets, Shape::kWarps>;
   using Preparation = ColumnPreparation<Op, Shape>;
   static constexpr int kToken = kTokenStride<Op, Shape>;
-  static constexpr int kStage = kGroup * kToken;
+  static constexpr int kStage = Stage::kGroupFloats;
   static constexpr int kTile = Shape::kThreads * Shape::kElements;
   static constexpr int kRoles = 2 * Op::kSets;  // a vector that is read or written with, each
 
@@ -77,11 +76,9 @@ struct BackwardMemory {
   // Sums over rows, by warps. A single warp has them take the place of the vectors that they are formed with.
   static constexpr int kSums = Shape::kWarps == 1 ? kScaled : kScaled + Scaled::kFloats;
   static constexpr int kRowCells = kSums + Shape::kShares * Sums::kFloats;
-  static constexpr int kScratchFloats = Shape::kWarps * Preparation::kFloats;
-  static constexpr int kSumFloats =
-      Shape::kWarps == 1 ? 0 : std::max(Shape::kShares * Sums::kFloats + Shape::kRowCellFloats, int{kScratchFloats});
+  static constexpr int kSumFloats = Shape::kWarps == 1 ? 0 : Shape::kShares * Sums::kFloats + Shape::kRowCellFloats;
   static constexpr int kDsa = kScaled + Scaled::kFloats + kSumFloats;
-  static constexpr int kBonus = kDsa + (Op::kFeedback ? kGroup * kDsaStride<Shape> : 0);
+  static constexpr int kBonus = kDsa + (Op::kFeedback && !Shape::kOnTensorCores ? kGroup * kDsaStride<Shape> : 0);
   // Factors between columns and between rows: shares of warps, and for each warp its own copy of the whole.
   static constexpr int kColumnShares = kBonus + (Op::kFeedback ? 0 : Shape::kWidth);
   static constexpr int kFactorFloats = Shape::kWarps * Factors::kFloats;
@@ -92,10 +89,7 @@ struct BackwardMemory {
   static constexpr int kTokenRows = kWholeFactors + Shape::kWarps * kOwnFactors;
   static constexpr int kReadRows = Op::kVectors + 2;  // those that forward saved, and w, besides
   static constexpr int kGradientRows = kTokenRows + kReadRows * int{sizeof(TokenRows) / sizeof(float)};
-  // For the preparation of columns, in the place of sums where these do not take that of its results.
-  static constexpr int kEnd = kGradientRows + (Op::kGradients + 1) * int{sizeof(GradientRows) / sizeof(float)};
-  static constexpr int kScratch = Shape::kWarps == 1 ? kEnd : kSums;
-  static constexpr int kTurn = kEnd + (Shape::kWarps == 1 ? kScratchFloats : 0);
+  static constexpr int kTurn = kGradientRows + (Op::kGradients + 1) * int{sizeof(GradientRows) / sizeof(float)};
   static constexpr int kFloats = kTurn + (Shape::kTakesTurns ? 4 : 0);
   static constexpr int kBytes = kFloats * static_cast<int>(sizeof(float));
 

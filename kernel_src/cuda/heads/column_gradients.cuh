@@ -11,12 +11,10 @@ constexpr int kEach = 2;  // columns a thread
 using GroupColumns = float[kGroup][kEach];
 
 // Two columns of a vector of each token.
-__device__ __forceinline__ void load_columns(const float* vector, int token_stride, GroupColumns& out) {
+template <class Element>
+__device__ __forceinline__ void load_columns(const Element* vector, int token_stride, GroupColumns& out) {
 #pragma unroll
-  for (int t = 0; t < kGroup; ++t) {
-    const float2 x = *reinterpret_cast<const float2*>(vector + t * token_stride);
-    out[t][0] = x.x, out[t][1] = x.y;
-  }
+  for (int t = 0; t < kGroup; ++t) load_pair(vector + t * token_stride, out[t]);
 }
 
 // The same, added up over the shares of warps.

@@ -14,6 +14,7 @@ class ColumnGradients {
   using Memory = BackwardMemory<Op, T, Shape>;
   using Sums = typename Memory::Sums;
   using Writer = GradientWriter<Op, T>;
+  using Tokens = typename Memory::Stage::Tokens;
   static constexpr int kWidth = Shape::kWidth;
   static constexpr int kPairsOfColumns = kWidth / kEach;
   static constexpr int kUnits = Memory::kRoles * kPairsOfColumns;
@@ -21,8 +22,8 @@ class ColumnGradients {
 
   __device__ __forceinline__ ColumnGradients(float* shared, const Writer& writer) : shared_(shared), writer_(writer) {}
 
-  // tokens: of the group, in shared memory. first: the group's first token in the sequence.
-  __device__ __forceinline__ void group(const float* tokens, int first) {
+  // first: the group's first token in the sequence.
+  __device__ __forceinline__ void group(const Tokens& tokens, int first) {
     float* const whole = shared_ + Memory::kWholeFactors + threadIdx.x / kWarp * Memory::kOwnFactors;
     Memory::Factors::add_up(shared_ + Memory::kRowShares, whole);
 #pragma unroll
@@ -60,12 +61,12 @@ class ColumnGradients {
     return shared_ + Memory::kSums + Sums::of_role(role, token);
   }
 
-  __device__ __forceinline__ void load(const float* tokens, int vector, int column, GroupColumns& out) const {
-    load_columns(tokens + vector * kWidth + column, Memory::kToken, out);
+  __device__ __forceinline__ void load(const Tokens& tokens, int vector, int column, GroupColumns& out) const {
+    load_columns(tokens.vector(vector, 0) + column, Tokens::kStride, out);
   }
 
-  __device__ __forceinline__ void load_decays(const float* tokens, int column, GroupColumns& d) const {
-    load(tokens, Op::kDecay, column, d);
+  __device__ __forceinline__ void load_decays(const Tokens& tokens, int column, GroupColumns& d) const {
+    load_columns(tokens.fp32_vector(Op::kDecay, 0) + column, Tokens::kStride, d);
 #pragma unroll
     for (int t = 0; t < kGroup; ++t)
 #pragma unroll
@@ -76,10 +77,10 @@ class ColumnGradients {
     add_columns<Shape::kShares>(shared_ + Memory::kSums + vector + column, Sums::kFloats, Sums::kStride, out);
   }
 
-  __device__ __forceinline__ void leave(const float* tokens, int first, int role, int column, int gradient,
+  __device__ __forceinline__ void leave(const Tokens& tokens, int first, int role, int column, int gradient,
                                         const GroupColumns& out, GroupColumns& dd, int round) {
     GroupColumns slope;
-    load(tokens, Op::kDerivative, column, slope);
+    load_columns(tokens.fp32_vector(Op::kDerivative, 0) + column, Tokens::kStride, slope);
 #pragma unroll
     for (int t = 0; t < kGroup; ++t) {
 #pragma unroll
@@ -91,7 +92,7 @@ class ColumnGradients {
   }
 
   template <bool kAfter>
-  __device__ __forceinline__ void read(const float* tokens, int first, int role, int column, const float* whole,
+  __device__ __forceinline__ void read(const Tokens& tokens, int first, int role, int column, const float* whole,
                                        int round) {
     float factors[Op::kSets][kPairs];
     GroupColumns start, d, written[Op::kSets], with, out, dd;
@@ -118,7 +119,7 @@ class ColumnGradients {
     leave(tokens, first, role, column, Op::read_gradient(role), out, dd, round);
   }
 
-  __device__ __forceinline__ void write(const float* tokens, int first, int role, int column, const float* whole,
+  __device__ __forceinline__ void write(const Tokens& tokens, int first, int role, int column, const float* whole,
                                         int round) {
     const int set = role - Op::kSets;
     float factors[kPairs];

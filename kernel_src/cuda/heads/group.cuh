@@ -36,110 +36,83 @@ template <class Op, class Shape>
 class ColumnPreparation {
  public:
   static constexpr int kColumns = kWarp / Op::kSets;
-  // What factors are products of, side by side in shared memory, in rows that do not share banks: what tokens write,
-  // as it is and as the third and fourth token see it; and what they read with.
-  static constexpr int kStride = kColumns + 4;
-  static constexpr int kSeen = 7;    // a set: of tokens 0, 1, 2, 3, then of 0 for 2, 0 for 3, 1 for 3
-  static constexpr int kReads = 10;  // by tokens 0 … 3 of what they write, then by 1, 2, 3 of what was before (WKV7: of
-                                     // y, then of sa)
-  static constexpr int kFloats = (Op::kSets * kSeen + kReads) * kStride;  // a warp
-
   // Only what is written on its way to the end of the group, and the decays of all of it: what going forward takes.
-  __device__ __forceinline__ static void run_forward(const float* tokens, float* scaled) {
+  template <class Tokens>
+  __device__ __forceinline__ static void run_forward(const Tokens& tokens, float* scaled) {
     share_out<Op::kSets * Shape::kWidth, Shape::kThreads>([&](int unit) {
       const int set = unit / Shape::kWidth, column = unit % Shape::kWidth;
-      float whole = 0.0f, behind = 1.0f;
+      float whole = 0.0f, behind = 1.0f, scaled_written[kGroup];
 #pragma unroll
       for (int t = kGroup - 1; t >= 0; --t) {
-        const float* const token = tokens + t * kTokenStride<Op, Shape> + column;
-        const float retention = token[Op::kDecay * Shape::kWidth];
+        const float retention = tokens.fp32_vector(Op::kDecay, t)[column];
         whole = t == kGroup - 1 ? retention : retention_product(retention, whole);
-        Vectors::put_written(scaled, set, t, column, __fmul_rn(token[Op::written_column(set) * Shape::kWidth], behind));
+        scaled_written[t] = __fmul_rn(tokens.element(Op::written_column(set), t, column), behind);
         behind = __fmul_rn(behind, decay_of(retention));
       }
+      Vectors::put_column(scaled + Vectors::kWritten + Vectors::of_column(set, column), scaled_written);
       if (set == 0) Vectors::put_whole(scaled, column, whole);
     });
   }
 
-  // All of it. scratch: of this warp.
-  __device__ __forceinline__ static void run(const float* tokens, const float* bonus, float* scaled, float* scratch,
-                                             float* shares) {
-    const Factors factor;
-    const float* const x = scratch + seen(factor.set, factor.earlier, factor.later) * kStride;
-    const float* const y = scratch + read(factor) * kStride;
-    float share = 0.0f;
+  // All of it. bonus: of WKV6.
+  template <class Tokens>
+  __device__ __forceinline__ static void run(const Tokens& tokens, const float* bonus, float* scaled, float* shares) {
+    float products[kPairs] = {};
 #pragma unroll 1
-    for (int first = threadIdx.x / kWarp * kColumns; first < Shape::kWidth; first += Shape::kWarps * kColumns) {
-      scale(tokens, bonus, scaled, scratch, first + static_cast<int>(threadIdx.x) % kColumns);
-      __syncwarp();
-      share += Factors::template dot<kColumns>(x, y);
-      __syncwarp();
-    }
-    Factors::leave(share, shares);
+    for (int first = threadIdx.x / kWarp * kColumns; first < Shape::kWidth; first += Shape::kWarps * kColumns)
+      scale(tokens, bonus, scaled, first + static_cast<int>(threadIdx.x) % kColumns, products);
+    using Sums = ScatteredSums<kColumns / 2, 1, kPairs>;
+    Sums::reduce(products);
+    if (Sums::owns_first()) Factors::leave(set_of_lane() * kPairs + Sums::owned(), products[0], shares);
   }
 
  private:
   using Factors = PairFactors<Op::kSets, Shape::kWarps>;
   using Vectors = typename Shape::template Vectors<Op::kSets>;
 
-  // What a later token sees of what an earlier one wrote, before that token's own decay.
-  __device__ __forceinline__ static int seen(int set, int earlier, int later) {
-    const int apart = later - earlier;
-    return set * kSeen + (apart < 2 ? earlier : 2 + earlier + later);
-  }
+  __device__ __forceinline__ static int set_of_lane() { return static_cast<int>(threadIdx.x) / kColumns % Op::kSets; }
 
-  __device__ __forceinline__ static int read(const Factors& factor) {
-    const int first = Op::kSets * kSeen;
-    if (factor.earlier == factor.later) return first + factor.later;
-    return first + 3 + factor.later + (factor.is_behind ? 3 : 0);
-  }
-
-  __device__ __forceinline__ static void scale(const float* tokens, const float* bonus, float* scaled, float* scratch,
-                                               int column) {
-    constexpr int kWidth = Shape::kWidth;
-    constexpr int kToken = kTokenStride<Op, Shape>;
-    const int set = static_cast<int>(threadIdx.x) / kColumns % Op::kSets;
-    float* const mine = scratch + static_cast<int>(threadIdx.x) % kColumns;
+  // products: to those with which each pair of tokens begins, adds this column's.
+  template <class Tokens>
+  __device__ __forceinline__ static void scale(const Tokens& tokens, const float* bonus, float* scaled, int column,
+                                               float (&products)[kPairs]) {
+    const int set = set_of_lane();
     float retention[kGroup], d[kGroup], x[kGroup], r[kGroup], a[kGroup] = {};
 #pragma unroll
     for (int t = 0; t < kGroup; ++t) {
-      const float* const token = tokens + t * kToken + column;
-      retention[t] = token[Op::kDecay * kWidth];
+      retention[t] = tokens.fp32_vector(Op::kDecay, t)[column];
       d[t] = decay_of(retention[t]);
-      x[t] = token[Op::written_column(set) * kWidth];
-      r[t] = token[Op::kR * kWidth];
-      if constexpr (Op::kFeedback) a[t] = token[Op::kA * kWidth];
+      x[t] = tokens.element(Op::written_column(set), t, column);
+      r[t] = tokens.element(Op::kR, t, column);
+      if constexpr (Op::kFeedback) a[t] = tokens.element(Op::kA, t, column);
     }
-    // --- What is written, on its way to the end of the group
+    // --- What is written, on its way to the end of the group. WKV6 reads the state before it decays, and what the token writes
+    // by way of u.
+    float scaled_written[kGroup], scaled_read[kGroup];
 #pragma unroll
     for (int t = 0; t < kGroup; ++t) {
-      mine[seen(set, t, t) * kStride] = x[t];
-      float y = x[t];
+      const auto add_product = [&](int pair, float y) { products[pair] = fmaf(y, scaled_written[t], products[pair]); };
+      scaled_written[t] = x[t];
+      add_product(from_on(t, t), Op::kFeedback ? r[t] : __fmul_rn(r[t], bonus[column]));
 #pragma unroll
       for (int s = t + 1; s < kGroup; ++s) {
-        if (s > t + 1) mine[seen(set, t, s) * kStride] = y;
-        y *= d[s];
+        if constexpr (Op::kFeedback) add_product(behind(t, s), a[s]);
+        if constexpr (!Op::kFeedback) add_product(from_on(t, s), r[s]);
+        scaled_written[t] = __fmul_rn(scaled_written[t], d[s]);
+        if constexpr (Op::kFeedback) add_product(from_on(t, s), r[s]);
       }
-      Vectors::put_written(scaled, set, t, column, y);
     }
+    Vectors::put_written(scaled, set, column, scaled_written);
     // --- What is read with, on its way from the start of the group
     float before = 1.0f;
 #pragma unroll
     for (int t = 0; t < kGroup; ++t) {
       const float after = __fmul_rn(before, d[t]);
-      float scaled_read = __fmul_rn(r[t], Op::kFeedback ? after : before);
-      if constexpr (Op::kFeedback) scaled_read = set == 0 ? scaled_read : __fmul_rn(a[t], before);
-      Vectors::put_read(scaled, set, t, column, scaled_read);
+      scaled_read[t] = __fmul_rn(r[t], Op::kFeedback ? after : before);
+      if constexpr (Op::kFeedback) scaled_read[t] = set == 0 ? scaled_read[t] : __fmul_rn(a[t], before);
       before = after;
     }
-    // WKV6 reads the state before it decays, and what the token writes by way of u.
-    float* const reads = mine + Op::kSets * kSeen * kStride;
-#pragma unroll
-    for (int t = 0; t < kGroup; ++t) {
-      if (set == 0) reads[t * kStride] = Op::kFeedback ? r[t] : __fmul_rn(r[t], bonus[column]);
-      if (set == 0 && t > 0) reads[(3 + t) * kStride] = Op::kFeedback ? __fmul_rn(r[t], d[t]) : r[t];
-      if (set == 1 && t > 0) reads[(6 + t) * kStride] = a[t];
-    }
+    Vectors::put_read(scaled, set, column, scaled_read);
     if (set != 0) return;
     float whole = retention[0];
 #pragma unroll
@@ -159,7 +132,8 @@ __device__ __forceinline__ void row_factors(const float* tokens, const float* ds
   const float* const x = rows + factor.earlier * kToken + Op::written_row(factor.set) * Shape::kWidth;
   const float* y = rows + factor.later * kToken + Op::kDy * Shape::kWidth;
   if (Op::kFeedback && factor.is_behind) y = dsa + factor.later * kDsaStride<Shape>;
-  Factors::leave(Factors::template dot<Shape::kWarpRows>(x, y), shares);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  if (lane < Factors::kFloats) Factors::leave(lane, Factors::template dot<Shape::kWarpRows>(x, y), shares);
 }
 
 }  // namespace flash_rwkv::cuda

@@ -1,9 +1,10 @@
 // Tokens on their way to shared memory in the backward pass: a group at a time, or all of a checkpoint at once.
 //
-// fetch() puts loads in flight, and commit() converts the tokens of a group. Rows of what is read: the vectors of Op, what
-// forward has saved, then w.
+// fetch() puts loads in flight, and commit() makes of them what tokens() says where to find. Rows of what is read: the vectors
+// of Op, what forward has saved, then w.
 #pragma once
 
+#include "cuda/heads/group_tokens.cuh"
 #include "cuda/heads/group_vectors.cuh"
 #include "cuda/heads/stage.cuh"
 
@@ -29,6 +30,8 @@ class GroupStage {
  public:
   static constexpr int kSharedBytes = Vectors::kSharedBytes + kSavedBytes + Decays::kSharedBytes;
   static constexpr bool kWholeBlocks = false;
+  static constexpr int kGroupFloats = kGroup * kTokenStride<Op, Shape>;  // for one as fp32
+  using Tokens = GroupTokens<Op, float, kTokenStride<Op, Shape>, Shape::kWidth>;
 
   __device__ __forceinline__ GroupStage(const StageSource& source, char* shared)
       : source_(source),
@@ -45,12 +48,17 @@ class GroupStage {
     decays_.fetch(first, source_.length);
   }
 
-  __device__ __forceinline__ void commit(float* tokens, int, int, int count) const {
+  // group: of kGroupFloats.
+  __device__ __forceinline__ void commit(float* group, int, int count) const {
     constexpr int kToken = kTokenStride<Op, Shape>;
     wait_for_loads();
-    vectors_.template commit<kToken>(tokens, count);
-    if constexpr (Op::kSavedVectors > 0) saved_.template commit<kToken>(tokens + Op::kVectors * Shape::kWidth, 1);
-    decays_.template commit<kToken, true>(tokens + Op::kDecay * Shape::kWidth);
+    vectors_.template commit<kToken>(group, count);
+    if constexpr (Op::kSavedVectors > 0) saved_.template commit<kToken>(group + Op::kVectors * Shape::kWidth, 1);
+    decays_.template commit<kToken, true>(group + Op::kDecay * Shape::kWidth);
+  }
+
+  __device__ __forceinline__ Tokens tokens(const float* group, int) const {
+    return {group, group + Op::kVectors * Shape::kWidth};
   }
 
  private:
@@ -60,73 +68,58 @@ class GroupStage {
   Decays decays_;
 };
 
-// All tokens of a checkpoint lie in shared memory as they came, until those before them are asked for.
+// All tokens of a checkpoint lie in shared memory as they came, besides their decays, until those before them are asked for.
 template <class Op, class T, class Shape>
 class BlockStage {
   static constexpr int kTokens = static_cast<int>(kCudaCheckpointTokens);
   static constexpr int kWidth = Shape::kWidth;
-  static constexpr int kVectorBytes = kTokens * kWidth * static_cast<int>(sizeof(T));
-  static constexpr int kFloatBytes = kTokens * kWidth * static_cast<int>(sizeof(float));
+  static constexpr int kVector = kTokens * kWidth;
+  static constexpr int kVectorBytes = kVector * static_cast<int>(sizeof(T));
+  static constexpr int kFloatBytes = kVector * static_cast<int>(sizeof(float));
   static_assert(Op::kSavedVectors == 1);
 
  public:
-  static constexpr int kSharedBytes = Op::kVectors * kVectorBytes + 2 * kFloatBytes;
+  static constexpr int kSharedBytes = Op::kVectors * kVectorBytes + 4 * kFloatBytes;
   static constexpr bool kWholeBlocks = true;
+  static constexpr int kGroupFloats = 0;
+  using Tokens = GroupTokens<Op, T, kWidth, kVector>;
 
   __device__ __forceinline__ BlockStage(const StageSource& source, char* shared) : source_(source), shared_(shared) {}
 
+  // Of checkpoint `block`.
   __device__ __forceinline__ void fetch(int block, int, int) const {
     const int first = block * kTokens;
 #pragma unroll
     for (int i = 0; i < Op::kVectors; ++i) copy<sizeof(T)>(source_.rows[i], first, 0, i * kVectorBytes);
     copy<sizeof(float)>(source_.rows[Op::kVectors], first, block * source_.skip_of_block, kSaved);
     const TokenRows w = source_.rows[Op::kVectors + 1];
-    if (source_.wide_decay) copy<sizeof(float)>(w, first, 0, kDecays);
-    else copy<sizeof(T)>(w, first, 0, kDecays);
+    if (source_.wide_decay) copy<sizeof(float)>(w, first, 0, kRawDecays);
+    else copy<sizeof(T)>(w, first, 0, kRawDecays);
   }
 
-  // All threads have waited for their loads, and then for each other.
-  __device__ __forceinline__ void commit(float* tokens, int block, int group, int count) const {
-    constexpr int kToken = kTokenStride<Op, Shape>;
+  // Decays, four columns a thread and turn.
+  __device__ __forceinline__ void commit(float*, int block, int) const {
     wait_for_loads();
-    // --- Vectors, four elements of one token a thread: half of the block one vector, half the next. What forward has
-    // saved comes behind them.
-    constexpr int kPieces = kWidth / 4;
-    static_assert(2 * kGroup * kPieces == Shape::kThreads);
-    const int half = static_cast<int>(threadIdx.x) / (kGroup * kPieces);
-    const int token = static_cast<int>(threadIdx.x) / kPieces % kGroup, column = threadIdx.x % kPieces * 4;
-    const int at = (group * kGroup + token) * kWidth + column;
-    float* const to = tokens + token * kToken + column;
-#pragma unroll
-    for (int first = 0; first < Op::kVectors; first += 2) {
-      if (first + half < count) {
-        const auto* const from = reinterpret_cast<const T*>(shared_ + (first + half) * kVectorBytes);
-        convert(from + at, to + (first + half) * kWidth);
-      }
+    __syncthreads();
+    float* const decays = reinterpret_cast<float*>(shared_ + kSaved) + kVector;
+#pragma unroll 1
+    for (int at = 4 * static_cast<int>(threadIdx.x); at < kVector; at += 4 * Shape::kThreads) {
+      const bool exists = at % kWidth < source_.size && block * kTokens + at / kWidth < source_.length;
+      float w[4];
+      if (source_.wide_decay) elements_of(reinterpret_cast<const float*>(shared_ + kRawDecays) + at, w);
+      else load_four(reinterpret_cast<const T*>(shared_ + kRawDecays) + at).unpack(w);
+      store_decays<kVector>(w, exists, source_.form, decays + at);
     }
-    if (half == count % 2) convert(reinterpret_cast<const float*>(shared_ + kSaved) + at, to + Op::kVectors * kWidth);
-    // --- Decays, two columns a thread
-    share_out<kGroup * kWidth / 2, Shape::kThreads>([&](int unit) {
-      const int token = unit / (kWidth / 2), column = unit % (kWidth / 2) * 2;
-      const bool exists = column < source_.size && block * kTokens + group * kGroup + token < source_.length;
-      const int at = (group * kGroup + token) * kWidth + column;
-      float w[2];
-      if (source_.wide_decay) elements_of(reinterpret_cast<const float*>(shared_ + kDecays) + at, w);
-      else load_pair(reinterpret_cast<const T*>(shared_ + kDecays) + at, w);
-      store_decays<kWidth>(w, exists, source_.form, tokens + token * kToken + Op::kDecay * kWidth + column);
-    });
+  }
+
+  __device__ __forceinline__ Tokens tokens(const float*, int group) const {
+    const int first = group * kGroup * kWidth;
+    return {reinterpret_cast<const T*>(shared_) + first, reinterpret_cast<const float*>(shared_ + kSaved) + first};
   }
 
  private:
-  static constexpr int kSaved = Op::kVectors * kVectorBytes;
-  static constexpr int kDecays = kSaved + kFloatBytes;
-
-  template <class Element>
-  __device__ __forceinline__ static void convert(const Element* from, float* to) {
-    float x[4];
-    load_four(from).unpack(x);
-    *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
-  }
+  static constexpr int kSaved = Op::kVectors * kVectorBytes;  // decays and derivatives come behind
+  static constexpr int kRawDecays = kSaved + 3 * kFloatBytes;
 
   // One vector, of elements of kBytes bytes. skip: bytes between the tokens before these besides themselves.
   template <int kBytes>

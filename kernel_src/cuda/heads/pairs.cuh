@@ -56,9 +56,17 @@ struct PairFactors {
     return sum;
   }
 
-  __device__ __forceinline__ static void leave(float share, float* shares) {
-    const int warp = static_cast<int>(threadIdx.x) / kWarp, i = static_cast<int>(threadIdx.x) % kWarp;
-    if (i < kFloats) shares[warp * kFloats + i] = share;
+  // Of factor i.
+  __device__ __forceinline__ static void leave(int i, float share, float* shares) {
+    shares[static_cast<int>(threadIdx.x) / kWarp * kFloats + i] = share;
+  }
+
+  // Of what `earlier` writes to `later`, where a lane has that of both kinds.
+  __device__ __forceinline__ static void leave(int set, int earlier, int later, float on, float later_on,
+                                               float* shares) {
+    float* const mine = shares + static_cast<int>(threadIdx.x) / kWarp * kFloats + set * kPairs;
+    if (earlier <= later) mine[from_on(earlier, later)] = on;
+    if (earlier < later) mine[behind(earlier, later)] = later_on;
   }
 
   // whole: this warp's own.

@@ -190,6 +190,7 @@ class RowTiles {
  public:
   using Memory = BackwardMemory<Op, T, Shape>;
   using Layout = typename Shape::Layout;
+  using Tokens = typename Memory::Stage::Tokens;
 
   // part: which of the blocks that share a head. size: of the head. length: of the sequence.
   __device__ __forceinline__ RowTiles(float* shared, int part, int size, int length)
@@ -220,9 +221,8 @@ class RowTiles {
   // Going forward takes tokens as they are.
   static constexpr bool kScalesForward = false;
 
-  __device__ __forceinline__ void prepare(bool) const {
-    Memory::Preparation::run(shared_, shared_ + Memory::kBonus, shared_ + Memory::kScaled,
-                             shared_ + Memory::kScratch + warp_ * Memory::Preparation::kFloats,
+  __device__ __forceinline__ void prepare(const Tokens& tokens, bool) const {
+    Memory::Preparation::run(tokens, shared_ + Memory::kBonus, shared_ + Memory::kScaled,
                              shared_ + Memory::kColumnShares);
   }
 
@@ -235,7 +235,7 @@ class RowTiles {
   __device__ __forceinline__ void begin_back() { rows_.products(gradient_, at_, shared_ + Memory::kScaled); }
 
   // first: the group's first token in the sequence.
-  __device__ __forceinline__ void back(int first) {
+  __device__ __forceinline__ void back(const Tokens&, int first) {
     float* const scaled = shared_ + Memory::kScaled;
     float* const sums = shared_ + Memory::kSums + warp_ * Scaled::kFloats;
     float* const factors = shared_ + Memory::kWholeFactors + warp_ * Memory::kOwnFactors;

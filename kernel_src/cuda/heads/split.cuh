@@ -22,25 +22,40 @@ struct Parts {
     rest[i] = __float_as_uint(its_rest);
   }
   __device__ __forceinline__ void set(int i, float x) { set(i, x, rest_of(x)); }
-  // Two elements, then their rests.
-  __device__ __forceinline__ void set(const float4& cell) {
-    set(0, cell.x, cell.z);
-    set(1, cell.y, cell.w);
-  }
 };
 
-// sums[i] += left(i) · right[i], 16 · 8 and 8 · 8, fragments as in ptx.cuh.
+// Four matrices of 8 · 4 elements in shared memory: lane 8 i + j has the address of row j of matrix i, and lane 4 g + t is given
+// element t of row g of each.
+__device__ __forceinline__ void load_matrices(const float* row, unsigned (&x)[4]) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // older devices do not come here
+  ptx::ldmatrix_x4(x, row);
+#endif
+}
+
+// A right operand, elements then rests, from such matrices.
+__device__ __forceinline__ Parts<2> load_right(const float* row) {
+  unsigned x[4];
+  load_matrices(row, x);
+  return {{x[0], x[1]}, {x[2], x[3]}};
+}
+
+// sums += left · right, 16 · 8 and 8 · 8, fragments as in ptx.cuh.
+__device__ __forceinline__ void multiply_add(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2]) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  ptx::mma_m16n8k8_f32_tf32(sums, left, right, sums);
+#endif
+}
+
+// sums[i] += left(i) · right[i]
 template <int kCount, class Left>
 __device__ __forceinline__ void multiply_add(float (&sums)[kCount][4], const Left& left,
                                              const Parts<2> (&right)[kCount]) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // older devices do not come here
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) ptx::mma_m16n8k8_f32_tf32(sums[i], left(i).rest, right[i].whole, sums[i]);
+  for (int i = 0; i < kCount; ++i) multiply_add(sums[i], left(i).rest, right[i].whole);
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) ptx::mma_m16n8k8_f32_tf32(sums[i], left(i).whole, right[i].rest, sums[i]);
+  for (int i = 0; i < kCount; ++i) multiply_add(sums[i], left(i).whole, right[i].rest);
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) ptx::mma_m16n8k8_f32_tf32(sums[i], left(i).whole, right[i].whole, sums[i]);
-#endif
+  for (int i = 0; i < kCount; ++i) multiply_add(sums[i], left(i).whole, right[i].whole);
 }
 
 }  // namespace flash_rwkv::cuda

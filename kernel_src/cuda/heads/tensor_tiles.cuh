@@ -16,6 +16,7 @@ template <class Op, class T, class Shape>
 class TensorTiles {
  public:
   using Memory = BackwardMemory<Op, T, Shape>;
+  using Tokens = typename Memory::Stage::Tokens;
   static_assert(Op::kSets == 2 && Op::kFeedback && kGroup == 4, "eight vectors, of which a lane has one token's two");
   static_assert(Shape::kWarpRows == kTensorRows && Shape::kBlockRows == Shape::kWidth, "a block has a head");
 
@@ -30,7 +31,6 @@ class TensorTiles {
 
   __device__ __forceinline__ void load_gradient(const View& view, StateAccess access, int64_t slot, int64_t head) {
     const StateRows rows = {view, access, slot, head, 0, size_};
-    float* const matrix = shared_ + Memory::kKept;
     if (access == StateAccess::kFours && view.dtype == DType::kFloat32) {
       for_each_four([&](int row, int column, float* x) {
         const bool exists = row < size_ && column < size_;
@@ -39,23 +39,21 @@ class TensorTiles {
       wait_for_loads();
     } else {
 #pragma unroll 1
-      for (int i = threadIdx.x; i < Shape::kWidth * Shape::kWidth; i += Shape::kThreads)
-        matrix[i] = element(rows, i / Shape::kWidth, i % Shape::kWidth);
+      for (int i = threadIdx.x; i < Shape::kWidth * Shape::kWidth; i += Shape::kThreads) {
+        const int row = i / Shape::kWidth, column = i % Shape::kWidth;
+        *kept_at(row, column) = element(rows, row, column);
+      }
     }
     __syncthreads();
-    gradient_.for_each(
-        [&](int step, int i, float& x) { x = matrix[row_of(i) * Shape::kWidth + Tile::column(step, i)]; });
-    transposed_.for_each(
-        [&](int step, int i, float& x) { x = matrix[Tile::column(step, i) * Shape::kWidth + row_of(i)]; });
+    gradient_.for_each([&](int step, int i, float& x) { x = *kept_at(row_of(i), Tile::column(step, i)); });
+    recall(transposed_);
     __syncthreads();
   }
 
   __device__ __forceinline__ void store_gradient(const View& view, int64_t slot, int64_t head) {
     const StateRows rows = {view, StateAccess::kFours, slot, head, 0, size_};
-    float* const matrix = shared_ + Memory::kKept;
     __syncthreads();
-    gradient_.for_each(
-        [&](int step, int i, float x) { matrix[row_of(i) * Shape::kWidth + Tile::column(step, i)] = x; });
+    gradient_.for_each([&](int step, int i, float x) { *kept_at(row_of(i), Tile::column(step, i)) = x; });
     __syncthreads();
     for_each_four([&](int row, int column, const float* x) {
       if (row >= size_ || column >= size_) return;
@@ -65,36 +63,18 @@ class TensorTiles {
     });
   }
 
-  // --- The kept state: every thread its own elements
+  // --- The kept state
 
   __device__ __forceinline__ void fetch_checkpoint(const float* matrix) {  // in the background
-    SharedWords<uint2> words(kept());
-    const bool exists = row_of(0) < size_;
-    const float* from = matrix + Tile::column(0, 0) * size_ + row_of(0);
-#pragma unroll
-    for (int step = 0; step < Tile::kSteps; ++step) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        words.fetch(step * kKeptStep / 2 + i, reinterpret_cast<const uint2*>(from + i * size_),
-                    exists && 8 * step < size_);
-      from += 8 * size_;
-    }
+    for_each_four([&](int row, int column, float* x) {
+      const bool exists = row < size_ && column < size_;
+      SharedWords<uint4>(x).fetch(0, reinterpret_cast<const uint4*>(matrix + row * size_ + column), exists);
+    });
   }
   __device__ __forceinline__ void keep() {
-#pragma unroll
-    for (int step = 0; step < Tile::kSteps; ++step) {
-      const float (&x)[4] = state_.x[step];
-      *reinterpret_cast<float4*>(kept() + step * kKeptStep) = make_float4(x[0], x[2], x[1], x[3]);
-    }
+    for_each_kept([&](int step, int i, float2& kept) { kept = make_float2(state_.x[step][i], state_.x[step][i + 2]); });
   }
-  __device__ __forceinline__ void recall() {
-#pragma unroll
-    for (int step = 0; step < Tile::kSteps; ++step) {
-      float (&x)[4] = state_.x[step];
-      const float4 four = *reinterpret_cast<const float4*>(kept() + step * kKeptStep);
-      x[0] = four.x, x[2] = four.y, x[1] = four.z, x[3] = four.w;
-    }
-  }
+  __device__ __forceinline__ void recall() { recall(state_); }
 
   // As soon as a step back is done with, so that the state takes no registers in the end of that.
   static constexpr bool kRecallsAhead = true;
@@ -103,39 +83,40 @@ class TensorTiles {
 
   static constexpr bool kScalesForward = true;
 
-  __device__ __forceinline__ void prepare(bool back) const {
+  __device__ __forceinline__ void prepare(const Tokens& tokens, bool back) const {
     float* const cells = shared_ + Memory::kScaled;
     if (back) {
-      Memory::Preparation::run(shared_, nullptr, cells,
-                               shared_ + Memory::kScratch + warp_ * Memory::Preparation::kFloats,
-                               shared_ + Memory::kColumnShares);
+      Memory::Preparation::run(tokens, nullptr, cells, shared_ + Memory::kColumnShares);
       share_out<kGroup * kPairs, Shape::kThreads>([&](int i) {
         const int token = i / kPairs;
-        put_pair(Cells::kWrittenRows, 0, token, token_vector(token, Op::written_row(0)));
-        put_pair(Cells::kWrittenRows, 1, token, token_vector(token, Op::written_row(1)));
-        put_pair(Cells::kReadRows, 0, token, token_vector(token, Op::kDy));
+        put_pair(Cells::kWrittenRows, 0, token, tokens.vector(Op::written_row(0), token));
+        put_pair(Cells::kWrittenRows, 1, token, tokens.fp32_vector(Op::written_row(1), token));
+        put_pair(Cells::kReadRows, 0, token, tokens.vector(Op::kDy, token));
       });
     } else {
-      Memory::Preparation::run_forward(shared_, cells);
-      share_out<kGroup * Shape::kWidth, Shape::kThreads>([&](int i) {
-        const int token = i / Shape::kWidth, row = i % Shape::kWidth;
-        Cells::put(cells + Cells::kWrittenRows + Cells::of_token(0, token, row),
-                   token_vector(token, Op::written_row(0))[row], token_vector(token, Op::written_row(1))[row]);
+      Memory::Preparation::run_forward(tokens, cells);
+      share_out<2 * Shape::kWidth, Shape::kThreads>([&](int i) {
+        const int set = i / Shape::kWidth, row = i % Shape::kWidth;
+        float x[kGroup];
+#pragma unroll
+        for (int t = 0; t < kGroup; ++t)
+          x[t] = set == 0 ? tokens.element(Op::written_row(0), t, row) : tokens.fp32_vector(Op::written_row(1), t)[row];
+        Cells::put_column(cells + Cells::kWrittenRows + Cells::of_column(set, row), x);
       });
     }
   }
 
   __device__ __forceinline__ void forward() {
-    state_.decay_rows_and_add(Tile::left_of_pairs(cells(Cells::kWritten), first_, size_ >> 16),
-                              cells(Cells::kWrittenRows), cells(Cells::kWhole), first_);
+    state_.decay_rows_and_add(Tile::left_of(cells(Cells::kWritten), first_), cells(Cells::kWrittenRows), cells(0),
+                              first_);
   }
 
   __device__ __forceinline__ void begin_back() { gradient_.products(cells(Cells::kWritten), rows_); }
 
   // first: the group's first token in the sequence.
-  __device__ __forceinline__ void back(int first) {
-    add_later_rows();
-    write_rows(first);
+  __device__ __forceinline__ void back(const Tokens& tokens, int first) {
+    add_later_rows(tokens);
+    write_rows(tokens, first);
     float sums[4];
     transposed_.products(cells(Cells::kWrittenRows), sums);
     leave_sums(sums, Sums::written(0, t()), Sums::written(1, t()));
@@ -144,11 +125,10 @@ class TensorTiles {
 
     state_.products(cells(Cells::kReadRows), sums);
     leave_sums(sums, Sums::read(0, t()), Sums::read(1, t()));
-    const auto left = Tile::left_of_elements(token_vector(t(), Op::kDy) + row_of(0), own_dsa(), size_ >> 16);
-    gradient_.decay_columns_and_add(left, cells(Cells::kRead), cells(Cells::kWhole));
-    transposed_.decay_rows_and_add(Tile::left_of_tokens(cells(Cells::kRead), first_, size_ >> 16),
-                                   shared_ + Memory::kRowCells, cells(Cells::kWhole), first_);
-    row_factors<Op, Shape>(shared_, shared_ + Memory::kDsa + first_, first_, shared_ + Memory::kRowShares);
+    const float* const row_cells = shared_ + Memory::kRowCells;
+    gradient_.decay_columns_and_add(Tile::left_of(row_cells, first_), cells(Cells::kRead), cells(0));
+    transposed_.decay_rows_and_add(Tile::left_of(cells(Cells::kRead), first_), row_cells, cells(0), first_);
+    leave_row_factors();
   }
 
  private:
@@ -156,24 +136,39 @@ class TensorTiles {
   using Cells = typename Memory::Scaled;
   using Sums = typename Memory::Sums;
   static constexpr int kPairs = Shape::kWidth / 2;
-  static constexpr int kKeptStep = 4 * Shape::kThreads;
 
   __device__ __forceinline__ static int g() { return lane_row(); }
   __device__ __forceinline__ static int t() { return lane_column(); }
   __device__ __forceinline__ int row_of(int i) const { return first_ + Tile::row(i); }
 
-  __device__ __forceinline__ float* kept() const { return shared_ + Memory::kKept + 4 * threadIdx.x; }
-  // Of token t, at this lane's rows.
-  __device__ __forceinline__ float* own_dsa() const {
-    return shared_ + Memory::kDsa + t() * kDsaStride<Shape> + row_of(0);
+  // An element of the block's matrix in shared memory. Fours of columns lie so that neither a row's nor those of four rows
+  // at two of them meet in a bank.
+  __device__ __forceinline__ float* kept_at(int row, int column) const {
+    return shared_ + Memory::kKept + row * Shape::kWidth + (column / 4 ^ row % 4 * 2) * 4 + column % 4;
+  }
+  // f(step, i, elements i and i + 2 of a tile) where it lies transposed.
+  template <class F>
+  __device__ __forceinline__ void for_each_kept(const F& f) const {
+    float* const mine = kept_at(t(), row_of(0));
+#pragma unroll
+    for (int step = 0; step < Tile::kSteps; ++step)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) f(step, i, *reinterpret_cast<float2*>(mine + (8 * step + 4 * i) * Shape::kWidth));
+  }
+  __device__ __forceinline__ void recall(Tile& tile) const {
+    for_each_kept([&](int step, int i, const float2& kept) { tile.x[step][i] = kept.x, tile.x[step][i + 2] = kept.y; });
   }
 
   // f(row, first column, its element) for all fours of the block's matrix in shared memory.
   template <class F>
   __device__ __forceinline__ void for_each_four(const F& f) const {
     constexpr int kFours = Shape::kWidth / 4;
-    share_out<Shape::kWidth * kFours, Shape::kThreads>(
-        [&](int i) { f(i / kFours, i % kFours * 4, shared_ + Memory::kKept + 4 * i); });
+    constexpr int kRows = Shape::kThreads / kFours;
+    static_assert(kRows % 4 == 0, "in each of a thread's rows fours lie alike");
+    const int row = static_cast<int>(threadIdx.x) / kFours, column = static_cast<int>(threadIdx.x) % kFours * 4;
+    float* const mine = kept_at(row, column);
+#pragma unroll
+    for (int i = 0; i < Shape::kWidth; i += kRows) f(row + i, column, mine + i * Shape::kWidth);
   }
 
   __device__ __forceinline__ static float element(const StateRows& rows, int row, int column) {
@@ -185,18 +180,17 @@ class TensorTiles {
   }
 
   __device__ __forceinline__ const float* cells(int which) const { return shared_ + Memory::kScaled + which; }
-  __device__ __forceinline__ const float* token_vector(int token, int vector) const {
-    return shared_ + token * Memory::kToken + vector * Shape::kWidth;
-  }
   // One of kPairs threads each.
-  __device__ __forceinline__ void put_pair(int which, int set, int token, const float* vector) const {
+  template <class Element>
+  __device__ __forceinline__ void put_pair(int which, int set, int token, const Element* vector) const {
     const int row = static_cast<int>(threadIdx.x) % kPairs * 2;
-    const float2 pair = *reinterpret_cast<const float2*>(vector + row);
-    Cells::put(shared_ + Memory::kScaled + which + Cells::of_pair(set, token, row), pair.x, pair.y);
+    float pair[2];
+    load_pair(vector + row, pair);
+    Cells::put_vector(shared_ + Memory::kScaled + which + Cells::of_vector(set, token, row), pair[0], pair[1]);
   }
 
   // What later tokens of the group add to the gradients of the row vectors that token t writes.
-  __device__ __forceinline__ void add_later_rows() {
+  __device__ __forceinline__ void add_later_rows(const Tokens& tokens) {
     using Factors = typename Memory::Factors;
     float* const table = shared_ + Memory::kWholeFactors + warp_ * Memory::kOwnFactors;
     Factors::tabulate(shared_ + Memory::kColumnShares, table);
@@ -209,7 +203,7 @@ class TensorTiles {
 #pragma unroll
     for (int s = 0; s < kGroup; ++s) {
       float dy[2];
-      elements_of(token_vector(s, Op::kDy) + row_of(0), dy);
+      load_pair(tokens.vector(Op::kDy, s) + row_of(0), dy);
 #pragma unroll
       for (int i = 0; i < 4; ++i) rows_[i] = fmaf(dy[i / 2], factors[i % 2][s], rows_[i]);
     }
@@ -224,18 +218,28 @@ class TensorTiles {
   }
 
   // dv to global memory; dsa, together with dy, to all warps.
-  __device__ __forceinline__ void write_rows(int first) const {
+  __device__ __forceinline__ void write_rows(const Tokens& tokens, int first) const {
     const GradientRows dv = reinterpret_cast<const GradientRows*>(shared_ + Memory::kGradientRows)[Op::kGradients];
     const int row = row_of(0);
     if (first + t() < length_ && row < size_)
       store_pair(reinterpret_cast<T*>(dv.data + (first + t()) * dv.token_bytes) + row, rows_[0], rows_[2]);
-    store_pair(own_dsa(), rows_[1], rows_[3]);
-    Cells::put(shared_ + Memory::kScaled + Cells::kReadRows + Cells::of_pair(1, t(), row), rows_[1], rows_[3]);
+    Cells::put_vector(shared_ + Memory::kScaled + Cells::kReadRows + Cells::of_vector(1, t(), row), rows_[1], rows_[3]);
     float dy[2];
-    elements_of(token_vector(t(), Op::kDy) + row, dy);
+    load_pair(tokens.vector(Op::kDy, t()) + row, dy);
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-      Cells::put(shared_ + Memory::kRowCells + Cells::of_token(0, t(), row + i), dy[i], rows_[2 * i + 1]);
+    for (int i = 0; i < 2; ++i) {
+      float* const column = shared_ + Memory::kRowCells + Cells::of_column(0, row + i) + t();
+      Cells::put_column(column, dy[i]);
+      Cells::put_column(column + Cells::kColumnSet, rows_[2 * i + 1]);
+    }
+  }
+
+  // Factors between tokens: what each writes, times the gradients that later ones read with, of this warp's rows.
+  __device__ __forceinline__ void leave_row_factors() const {
+    float factors[2];
+    Tile::template vector_products<kTensorRows>(cells(Cells::kWrittenRows) + first_, cells(Cells::kReadRows) + first_,
+                                                factors);
+    Memory::Factors::leave(g() % 2, g() / 2, t(), factors[0], factors[1], shared_ + Memory::kRowShares);
   }
 
   // Sums over value rows, for this lane's columns.
