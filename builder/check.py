@@ -18,6 +18,7 @@ from builder.isa import leaked_instructions
 from builder.package import METADATA
 from builder.rules import python_findings
 from builder.source_state import tracked_files
+from builder.unit_names import CUDA_SUFFIXES, module_findings, source_findings
 from builder.variants import PlainVariant
 
 SYSTEM_LIBRARIES = frozenset(
@@ -87,6 +88,8 @@ def check_sources(repository: Repository) -> Iterator[Finding]:
     for header in unlisted_headers(repository):
         yield Finding("build.toml", f"{header} is included but not listed: add it to the `src` of a section")
     yield from _cuda_carries_cpu(repository)
+    for source in _cuda_sources(repository):
+        yield from (Finding(source, what) for what in source_findings(repository.root / source))
 
 
 def check_variant(folder: Path, python_name: str) -> Iterator[str]:
@@ -137,6 +140,12 @@ def _cuda_carries_cpu(repository: Repository) -> Iterator[Finding]:
             yield Finding("build.toml", f"{source} has other cxx-flags for cuda than for cpu")
 
 
+def _cuda_sources(repository: Repository) -> list[str]:
+    """Listed files that nvcc may see."""
+    listed = {source for section in repository.sections for source in section.sources}
+    return sorted(s for s in listed if s.endswith(CUDA_SUFFIXES) and (repository.root / s).is_file())
+
+
 def _read_metadata(folder: Path) -> Metadata | str:
     path = folder / METADATA
     if not path.is_file():
@@ -183,6 +192,7 @@ def _digest_findings(folder: Path, metadata: Metadata) -> Iterator[str]:
 
 def _module_findings(module: Path, metadata: Metadata, variant: str, python_name: str) -> Iterator[str]:
     yield from abi_findings(module)
+    yield from module_findings(module)
     shared = read_shared_object(module)
     yield from _linkage_findings(shared, metadata)
     if "x86_64" in variant:
