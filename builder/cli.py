@@ -1,4 +1,4 @@
-"""The command line: list, build, check, publish."""
+"""The command line: list, build, check, reproduce, publish."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from builder.build import build_variant
 from builder.config import Repository, open_repository
 from builder.errors import BuilderError
 from builder.native import resolve_native
+from builder.reproduce import print_comparison, reproduce
 from builder.toolchain import find_toolchain
 from builder.variants import PlainVariant, Variant, find_variant, known_variants
 
@@ -174,6 +175,32 @@ def _print_findings(checked: list[str], findings: list[Finding]) -> None:
         count = sum((f.where if f.where in checked else "sources") == name for f in findings)
         table.add_row(name, f"[red]{count}[/]" if count else "[green]none[/]")
     console.print(table)
+
+
+@main.command("reproduce")
+@click.option("--variant", "names", multiple=True, metavar="NAME", help="This one; repeatable.")
+@click.option(
+    "--capability",
+    "capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="Compile CUDA sources for this capability only; repeatable.",
+)
+@click.pass_obj
+def reproduce_command(root: Path, names: tuple[str, ...], capabilities: tuple[str, ...]) -> None:
+    """Build the last commit twice and compare every file. Any difference: exit status 1.
+
+    The two builds have folders, numbers of jobs, umasks, time zones and users of their own. Without --variant
+    they are of what `build` makes. Where files differ, both builds stay in .build/reproduce.
+    """
+    repository = open_repository(root)
+    same = True
+    for variant in _selected(repository, names, False):
+        pairs = reproduce(repository, variant.name, resolve_native(capabilities), console)
+        console.print(variant.name, highlight=False)
+        same &= print_comparison(pairs, ("the first", "the second"), console)
+    if not same:
+        sys.exit(1)
 
 
 @main.command("publish")

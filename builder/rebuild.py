@@ -1,0 +1,75 @@
+"""Builds a commit in a clone of its own, with the builder that the commit holds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from builder.errors import BuilderError
+
+HERE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to build: a variant of a commit. Without capabilities it has all that build.toml lists."""
+
+    root: Path  # a checkout that has the commit
+    commit: str
+    variant: str
+    capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What must not show in the bytes."""
+
+    folder: Path
+    jobs: int | None = None
+    umask: int = -1  # as it is
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def rebuild(recipe: Recipe, under: Circumstances, console: Console) -> Path:
+    """Clone the commit into a folder, replacing what is there, and build the variant.
+
+    Returns:
+        The variant's folder.
+
+    Raises:
+        BuilderError: the commit is not here, or does not build; its messages have been printed.
+    """
+    _clone(recipe, under.folder)
+    command = [sys.executable, "-m", "builder", "build", "--variant", recipe.variant]
+    command += [word for capability in recipe.capabilities for word in ("--capability", capability)]
+    command += ["--jobs", str(under.jobs)] if under.jobs else []
+    shown = f"{under.folder}: python {' '.join(command[1:])}"
+    console.print(shown, highlight=False, markup=False, soft_wrap=True)
+    # The clone's own builder comes first, as Python looks into the current folder; ours serves where none is.
+    environment = {**os.environ, **under.environment, "PYTHONPATH": str(HERE)}
+    done = subprocess.run(command, cwd=under.folder, env=environment, umask=under.umask, check=False)
+    if done.returncode:
+        raise BuilderError(f"{recipe.variant} of {recipe.commit[:7]} does not build; see the messages above.")
+    return under.folder / "build" / recipe.variant
+
+
+def _clone(recipe: Recipe, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for command in (
+        ["clone", "--quiet", "--shared", "--no-checkout", str(recipe.root), str(folder)],
+        ["-C", str(folder), "checkout", "--quiet", "--detach", recipe.commit],
+    ):
+        done = subprocess.run(["git", *command], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BuilderError(
+                f"{recipe.root} does not give commit {recipe.commit}: {done.stderr.strip()}. "
+                "Fetch it, or name a checkout that has it with --root."
+            )
