@@ -1,4 +1,4 @@
-"""The command line: list, build, check, reproduce, publish."""
+"""The command line of `python -m builder`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from builder.abi import can_check_abi
 from builder.build import build_variant
 from builder.config import Repository, open_repository
 from builder.errors import BuilderError
+from builder.lock import make_lock, read_lock, write_lock
 from builder.native import resolve_native
 from builder.reproduce import print_comparison, reproduce
 from builder.toolchain import find_toolchain
@@ -89,6 +90,11 @@ def _why_not(variant: Variant | PlainVariant) -> str | None:
     "development: it makes CUDA builds several times faster, and the metadata names what the binary holds.",
 )
 @click.option(
+    "--locked",
+    is_flag=True,
+    help="With the tools of builder/toolchain.lock, or not at all; what is published.",
+)
+@click.option(
     "-j", "--jobs", type=click.IntRange(min=1), help="Commands at a time.  [default: ninja's choice]"
 )
 @click.option("--clean", is_flag=True, help="Compile everything again.")
@@ -99,6 +105,7 @@ def build_command(
     names: tuple[str, ...],
     everything: bool,
     capabilities: tuple[str, ...],
+    locked: bool,
     jobs: int | None,
     clean: bool,
     verbose: bool,
@@ -109,11 +116,10 @@ def build_command(
     compiled: CUDA takes many times as long and is built when asked for. Only what changed is compiled again.
     """
     repository = open_repository(root)
-    capabilities = resolve_native(capabilities)
+    options = dict(capabilities=resolve_native(capabilities), jobs=jobs, clean=clean, verbose=verbose)
+    lock = read_lock(repository) if locked else None
     for variant in _selected(repository, names, everything):
-        built = build_variant(
-            repository, variant, console, capabilities=capabilities, jobs=jobs, clean=clean, verbose=verbose
-        )
+        built = build_variant(repository, variant, console, **options, lock=lock)
         what = f"{built.commands} commands" if built.commands or built.changed else "up to date"
         console.print(
             f"{built.folder.relative_to(root)}  {built.build_id}  ({what})", highlight=False, soft_wrap=True
@@ -142,6 +148,28 @@ def _selected(
 
 def _on_this_machine(variant: Variant) -> bool:
     return platform.system() == "Linux" and platform.machine() == variant.platform.machine
+
+
+@main.command("lock")
+@click.pass_obj
+def lock_command(root: Path) -> None:
+    """Write builder/toolchain.lock: this machine's compiler and headers, and CUDA's wheels by their digests.
+
+    Asks the package index for the newest wheels of each CUDA release, and downloads none of them. Commit the
+    file: it is an input of the build.
+    """
+    repository = open_repository(root)
+    with console.status("locking"):
+        lock = make_lock(repository)
+    path = write_lock(repository, lock)
+    for wheels in lock.cuda.values():
+        for wheel in wheels:
+            console.print(
+                f"{wheel.name} {wheel.version}  sha256 {wheel.sha256}", highlight=False, soft_wrap=True
+            )
+    for name, value in sorted(lock.host.items()):
+        console.print(f"{name} {value}", highlight=False, soft_wrap=True)
+    console.print(f"{path.relative_to(root)}  sha256 {lock.sha256}", highlight=False, soft_wrap=True)
 
 
 @main.command("check")
@@ -186,8 +214,11 @@ def _print_findings(checked: list[str], findings: list[Finding]) -> None:
     metavar="X.Y",
     help="Compile CUDA sources for this capability only; repeatable.",
 )
+@click.option("--locked", is_flag=True, help="With the tools of builder/toolchain.lock.")
 @click.pass_obj
-def reproduce_command(root: Path, names: tuple[str, ...], capabilities: tuple[str, ...]) -> None:
+def reproduce_command(
+    root: Path, names: tuple[str, ...], capabilities: tuple[str, ...], locked: bool
+) -> None:
     """Build the last commit twice and compare every file. Any difference: exit status 1.
 
     The two builds have folders, numbers of jobs, umasks, time zones and users of their own. Without --variant
@@ -196,7 +227,7 @@ def reproduce_command(root: Path, names: tuple[str, ...], capabilities: tuple[st
     repository = open_repository(root)
     same = True
     for variant in _selected(repository, names, False):
-        pairs = reproduce(repository, variant.name, resolve_native(capabilities), console)
+        pairs = reproduce(repository, variant.name, resolve_native(capabilities), locked, console)
         console.print(variant.name, highlight=False)
         same &= print_comparison(pairs, ("the first", "the second"), console)
     if not same:

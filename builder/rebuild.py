@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from builder.errors import BuilderError
+from builder.lock import TOOLKITS
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -25,6 +26,7 @@ class Recipe:
     commit: str
     variant: str
     capabilities: tuple[str, ...] = ()
+    locked: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def rebuild(recipe: Recipe, under: Circumstances, console: Console) -> Path:
     _clone(recipe, under.folder)
     command = [sys.executable, "-m", "builder", "build", "--variant", recipe.variant]
     command += [word for capability in recipe.capabilities for word in ("--capability", capability)]
+    command += ["--locked"] if recipe.locked else []
     command += ["--jobs", str(under.jobs)] if under.jobs else []
     shown = f"{under.folder}: python {' '.join(command[1:])}"
     console.print(shown, highlight=False, markup=False, soft_wrap=True)
@@ -73,3 +76,8 @@ def _clone(recipe: Recipe, folder: Path) -> None:
                 f"{recipe.root} does not give commit {recipe.commit}: {done.stderr.strip()}. "
                 "Fetch it, or name a checkout that has it with --root."
             )
+    # What one clone fetches by its digest serves them all.
+    toolkits = recipe.root.resolve() / TOOLKITS
+    toolkits.mkdir(parents=True, exist_ok=True)
+    (folder / TOOLKITS).parent.mkdir(exist_ok=True)
+    (folder / TOOLKITS).symlink_to(toolkits)

@@ -20,7 +20,7 @@ DIGITS = 16  # of a digest, where two stand in a row
 
 
 def reproduce(
-    repository: Repository, variant: str, capabilities: tuple[str, ...], console: Console
+    repository: Repository, variant: str, capabilities: tuple[str, ...], locked: bool, console: Console
 ) -> list[FilePair]:
     """Build the last commit's variant twice, in two folders; they stay when something differs.
 
@@ -33,7 +33,7 @@ def reproduce(
             f"The sources in {repository.root} differ from the last commit, and a commit is what is built "
             "again. Commit them first."
         )
-    recipe = Recipe(repository.root, state.commit, variant, capabilities)
+    recipe = Recipe(repository.root, state.commit, variant, capabilities, locked)
     place = repository.root / ".build" / "reproduce" / variant
     first, second = (rebuild(recipe, under, console) for under in _two_ways(place))
     pairs = compare_variants(first, second)

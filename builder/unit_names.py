@@ -1,9 +1,9 @@
 """Finds what nvcc names after the folder it compiles in: what a CUDA source keeps to itself.
 
-What an anonymous namespace holds, and device functions and variables that are `static`, may not meet namesakes
-of other files. So nvcc puts a hash of the source's path into their names, and the same commit gives other
-bytes in every folder. Names of kernels and variables stand in the module as they are. Those of functions stand
-in its compressed device code alone, which is why the sources are looked at too.
+What an anonymous namespace holds, and device functions and variables that are `static`, may not meet their
+namesakes in other files. So nvcc puts a hash of the source's path into their names, and the same commit
+gives other bytes in every folder. Names of kernels and variables stand in the module as they are; those of
+functions stand in its compressed device code alone, which is why the sources are looked at too.
 """
 
 from __future__ import annotations
