@@ -60,13 +60,23 @@ def check_variants(repository: Repository, folder: Path) -> tuple[list[str], lis
     Raises:
         BuilderError: there is no variant.
     """
-    variants = [folder] if (folder / METADATA).is_file() else sorted(p for p in _folders(folder))
-    if not variants:
-        raise BuilderError(f"{folder} holds no build variant. Run `python -m builder build` first.")
+    variants = variant_folders(folder)
     findings = list(check_sources(repository))
     for variant in variants:
         findings += (Finding(variant.name, what) for what in check_variant(variant, repository.python_name))
     return [variant.name for variant in variants], findings
+
+
+def variant_folders(folder: Path) -> list[Path]:
+    """The variants under a folder, or the folder itself when it is one.
+
+    Raises:
+        BuilderError: there is none.
+    """
+    variants = [folder] if (folder / METADATA).is_file() else sorted(_folders(folder))
+    if not variants:
+        raise BuilderError(f"{folder} holds no build variant. Run `python -m builder build` first.")
+    return variants
 
 
 def check_sources(repository: Repository) -> Iterator[Finding]:

@@ -234,6 +234,29 @@ def reproduce_command(
         sys.exit(1)
 
 
+@main.command("verify")
+@click.argument("where", metavar="DIR-or-URL")
+@click.option("--variant", "names", multiple=True, metavar="NAME", help="This one alone; repeatable.")
+@click.pass_obj
+def verify_command(root: Path, where: str, names: tuple[str, ...]) -> None:
+    """Build published variants again, from the commit each one names, and compare every file.
+
+    They are in a folder, or at an address such as https://huggingface.co/kernels/OWNER/NAME/tree/v1. What
+    runs is that commit of the checkout here, with the tools of its lock if the variant names one. Any
+    difference: exit status 1, and the build stays in .build/verify.
+    """
+    from builder.verify import fetch_published, verify
+
+    repository = open_repository(root)
+    same = True
+    for published in fetch_published(where, repository, names):
+        pairs = verify(repository, published, console)
+        console.print(published.name, highlight=False)
+        same &= print_comparison(pairs, ("the published", "the rebuilt"), console)
+    if not same:
+        sys.exit(1)
+
+
 @main.command("publish")
 @click.option("--repo", metavar="OWNER/NAME", help="Hub repository.  [default: repo-id of build.toml]")
 @click.option("--version", type=click.IntRange(min=1), help="Branch vN.  [default: version of build.toml]")

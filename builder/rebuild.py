@@ -22,7 +22,6 @@ HERE = Path(__file__).resolve().parents[1]
 class Recipe:
     """What to build: a variant of a commit. Without capabilities it has all that build.toml lists."""
 
-    root: Path  # a checkout that has the commit
     commit: str
     variant: str
     capabilities: tuple[str, ...] = ()
@@ -33,22 +32,46 @@ class Recipe:
 class Circumstances:
     """What must not show in the bytes."""
 
-    folder: Path
+    folder: Path  # of a clone
     jobs: int | None = None
     umask: int = -1  # as it is
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+def clone(root: Path, commit: str, folder: Path) -> None:
+    """Check a commit out into a folder, replacing what is there.
+
+    Raises:
+        BuilderError: the checkout at `root` does not have the commit.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for command in (
+        ["clone", "--quiet", "--shared", "--no-checkout", str(root), str(folder)],
+        ["-C", str(folder), "checkout", "--quiet", "--detach", commit],
+    ):
+        done = subprocess.run(["git", *command], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BuilderError(
+                f"{root} does not give commit {commit}: {done.stderr.strip()}. Fetch it, or name a checkout "
+                "that has it with --root."
+            )
+    # What one clone fetches by its digest serves them all.
+    toolkits = root.resolve() / TOOLKITS
+    toolkits.mkdir(parents=True, exist_ok=True)
+    (folder / TOOLKITS).parent.mkdir(exist_ok=True)
+    (folder / TOOLKITS).symlink_to(toolkits)
+
+
 def rebuild(recipe: Recipe, under: Circumstances, console: Console) -> Path:
-    """Clone the commit into a folder, replacing what is there, and build the variant.
+    """Build a variant in the clone of its commit.
 
     Returns:
         The variant's folder.
 
     Raises:
-        BuilderError: the commit is not here, or does not build; its messages have been printed.
+        BuilderError: it does not build; the messages have been printed.
     """
-    _clone(recipe, under.folder)
     command = [sys.executable, "-m", "builder", "build", "--variant", recipe.variant]
     command += [word for capability in recipe.capabilities for word in ("--capability", capability)]
     command += ["--locked"] if recipe.locked else []
@@ -61,23 +84,3 @@ def rebuild(recipe: Recipe, under: Circumstances, console: Console) -> Path:
     if done.returncode:
         raise BuilderError(f"{recipe.variant} of {recipe.commit[:7]} does not build; see the messages above.")
     return under.folder / "build" / recipe.variant
-
-
-def _clone(recipe: Recipe, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for command in (
-        ["clone", "--quiet", "--shared", "--no-checkout", str(recipe.root), str(folder)],
-        ["-C", str(folder), "checkout", "--quiet", "--detach", recipe.commit],
-    ):
-        done = subprocess.run(["git", *command], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise BuilderError(
-                f"{recipe.root} does not give commit {recipe.commit}: {done.stderr.strip()}. "
-                "Fetch it, or name a checkout that has it with --root."
-            )
-    # What one clone fetches by its digest serves them all.
-    toolkits = recipe.root.resolve() / TOOLKITS
-    toolkits.mkdir(parents=True, exist_ok=True)
-    (folder / TOOLKITS).parent.mkdir(exist_ok=True)
-    (folder / TOOLKITS).symlink_to(toolkits)

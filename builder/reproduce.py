@@ -13,7 +13,7 @@ from rich.table import Table
 from builder.config import Repository
 from builder.differences import FilePair, compare_variants
 from builder.errors import BuilderError
-from builder.rebuild import Circumstances, Recipe, rebuild
+from builder.rebuild import Circumstances, Recipe, clone, rebuild
 from builder.source_state import source_state
 
 DIGITS = 16  # of a digest, where two stand in a row
@@ -33,9 +33,12 @@ def reproduce(
             f"The sources in {repository.root} differ from the last commit, and a commit is what is built "
             "again. Commit them first."
         )
-    recipe = Recipe(repository.root, state.commit, variant, capabilities, locked)
+    recipe = Recipe(state.commit, variant, capabilities, locked)
     place = repository.root / ".build" / "reproduce" / variant
-    first, second = (rebuild(recipe, under, console) for under in _two_ways(place))
+    ways = _two_ways(place)
+    for under in ways:
+        clone(repository.root, state.commit, under.folder)
+    first, second = (rebuild(recipe, under, console) for under in ways)
     pairs = compare_variants(first, second)
     if all(pair.same for pair in pairs):
         shutil.rmtree(place)

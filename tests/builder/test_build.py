@@ -211,7 +211,7 @@ def test_unknown_variant_names_the_known(tiny: TinyKernel) -> None:
     assert f"Known: {CPU_VARIANT}" in result.output
 
 
-@pytest.mark.parametrize("command", ["", "list", "build", "lock", "check", "reproduce", "publish"])
+@pytest.mark.parametrize("command", ["", "list", "build", "lock", "check", "reproduce", "verify", "publish"])
 def test_every_command_has_help(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "builder", *command.split(), "--help"],

@@ -167,4 +167,4 @@ def test_hub_that_refuses(built: TinyKernel, hub: LoopbackHub, status: int, mess
 
 
 def test_the_group_is_what_the_module_runs() -> None:
-    assert set(main.commands) == {"list", "build", "lock", "check", "reproduce", "publish"}
+    assert set(main.commands) == {"list", "build", "lock", "check", "reproduce", "verify", "publish"}
