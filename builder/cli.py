@@ -19,6 +19,7 @@ from builder.errors import BuilderError
 from builder.lock import make_lock, read_lock, write_lock
 from builder.native import resolve_native
 from builder.reproduce import print_comparison, reproduce
+from builder.source_state import tag_commit
 from builder.toolchain import find_toolchain
 from builder.variants import PlainVariant, Variant, find_variant, known_variants
 
@@ -264,7 +265,11 @@ def verify_command(root: Path, where: str, names: tuple[str, ...]) -> None:
 @click.option(
     "--token", metavar="TOKEN", help="Access token.  [default: that of `hf auth login`, or HF_TOKEN]"
 )
-@click.option("--allow-dirty", is_flag=True, help="Publish what no commit describes; for trial repositories.")
+@click.option(
+    "--trial",
+    is_flag=True,
+    help="Publish what is no release: of a dirty tree, not locked, incomplete, or of another API.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, print what would be sent, send nothing.")
 @click.pass_obj
 def publish_command(
@@ -273,29 +278,37 @@ def publish_command(
     version: int | None,
     endpoint: str | None,
     token: str | None,
-    allow_dirty: bool,
+    trial: bool,
     dry_run: bool,
 ) -> None:
     """Check build/, then upload it to branch vN of a kernel repository, and CARD.md to main as its README.
 
-    Prints the commit's sha and the line of code that loads exactly that commit.
+    A release is of one commit, complete, built with --locked, and breaks no API that the version has. It gets
+    a tag. Prints the commit's sha and the line of code that loads exactly that commit.
     """
-    from builder.publish import prepare_upload, upload
+    from builder.publish import compare_with_published, prepare_upload, upload
 
     repository = open_repository(root)
     repo = repo or repository.hub_repo
     if repo is None:
         raise BuilderError("No repository: pass --repo, or set repo-id under [general.hub] in build.toml.")
     with console.status("checking"):
-        plan = prepare_upload(repository, repo, version or repository.version, allow_dirty)
+        plan = prepare_upload(repository, repo, version or repository.version, trial)
     size = sum(path.stat().st_size for path in plan.files.values()) / 1e6
     console.print(f"{len(plan.files)} files, {size:.1f} MB → {repo} {plan.branch}", highlight=False)
+    with console.status("comparing with what is published"):
+        compare_with_published(plan, endpoint, token)
     if dry_run:
         for name in sorted(plan.files):
             console.print(f"  {name}", highlight=False, soft_wrap=True)
         return
     sha = upload(plan, endpoint, token)
     console.print(f"commit {sha}", highlight=False)
+    if plan.tag:
+        tag_commit(root, plan.tag, plan.commit)
+        console.print(
+            f"tag {plan.tag}, here too: `git push origin {plan.tag}`", highlight=False, markup=False
+        )
     console.print(
         f'get_kernel("{repo}", revision="{sha}", trust_remote_code=["{repo}"])',
         highlight=False,

@@ -32,8 +32,27 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> TinyKernel:
 @pytest.fixture
 def built(compiled: TinyKernel, tmp_path: Path) -> TinyKernel:
     """A copy of the built repository, with its objects, that a test may change."""
-    root = tmp_path / "built"
-    shutil.copytree(compiled.root, root, symlinks=True)
+    return copied(compiled, tmp_path / "built")
+
+
+@pytest.fixture(scope="session")
+def locked_build(tmp_path_factory: pytest.TempPathFactory) -> TinyKernel:
+    """A repository whose cpu variant is built with its lock; not to be changed."""
+    kernel = TinyKernel.create(tmp_path_factory.mktemp("locked") / "tiny")
+    kernel.lock()
+    kernel.commit()
+    kernel.build("--locked")
+    return kernel
+
+
+@pytest.fixture
+def release(locked_build: TinyKernel, tmp_path: Path) -> TinyKernel:
+    """A copy of that, which a test may change and publish."""
+    return copied(locked_build, tmp_path / "release")
+
+
+def copied(kernel: TinyKernel, root: Path) -> TinyKernel:
+    shutil.copytree(kernel.root, root, symlinks=True)
     return TinyKernel(root)
 
 

@@ -70,18 +70,18 @@ def test_another_file_is_found(
     assert "differs" in result.output
 
 
-def test_from_a_hub(built: TinyKernel, hub: LoopbackHub) -> None:
-    built.write("torch-ext/tiny_kernel/plain/__init__.py", PLAIN_PY)
-    built.commit()
-    built.build()
-    result = built.run("publish", "--endpoint", hub.url, "--token", "hf_test")
+def test_from_a_hub(release: TinyKernel, hub: LoopbackHub) -> None:
+    release.write("torch-ext/tiny_kernel/plain/__init__.py", PLAIN_PY)
+    release.commit()
+    release.build("--locked")
+    result = release.run("publish", "--endpoint", hub.url, "--token", "hf_test")
     assert result.exit_code == 0, result.output
     address = f"{hub.url}/kernels/tiny/kernel/tree/v1"
-    result = built.run("verify", address)
+    result = release.run("verify", address)
     assert result.exit_code == 0, result.output
     assert CPU_VARIANT in result.output
     assert PLAIN_VARIANT in result.output
-    assert CPU_VARIANT not in built.run("verify", address, "--variant", PLAIN_VARIANT).output
+    assert CPU_VARIANT not in release.run("verify", address, "--variant", PLAIN_VARIANT).output
 
 
 @pytest.mark.parametrize("machine", [toolkit()])
@@ -95,9 +95,8 @@ def test_a_partial_cuda_variant_is_built_with_its_capabilities(built: TinyKernel
     assert "--capability 9.0" in result.output
 
 
-def test_a_locked_variant_is_built_with_its_lock(locked: TinyKernel) -> None:
-    locked.build("--locked")
-    result = locked.run("verify", str(locked.variant()))
+def test_a_locked_variant_is_built_with_its_lock(locked_build: TinyKernel) -> None:
+    result = locked_build.run("verify", str(locked_build.variant()))
     assert result.exit_code == 0, result.output
     assert "--locked" in result.output
 
