@@ -18,6 +18,7 @@ from builder.isa import leaked_instructions
 from builder.package import METADATA
 from builder.rules import python_findings
 from builder.source_state import tracked_files
+from builder.unit_names import CUDA_SUFFIXES, module_findings, source_findings
 from builder.variants import PlainVariant
 
 SYSTEM_LIBRARIES = frozenset(
@@ -59,13 +60,23 @@ def check_variants(repository: Repository, folder: Path) -> tuple[list[str], lis
     Raises:
         BuilderError: there is no variant.
     """
-    variants = [folder] if (folder / METADATA).is_file() else sorted(p for p in _folders(folder))
-    if not variants:
-        raise BuilderError(f"{folder} holds no build variant. Run `python -m builder build` first.")
+    variants = variant_folders(folder)
     findings = list(check_sources(repository))
     for variant in variants:
         findings += (Finding(variant.name, what) for what in check_variant(variant, repository.python_name))
     return [variant.name for variant in variants], findings
+
+
+def variant_folders(folder: Path) -> list[Path]:
+    """The variants under a folder, or the folder itself when it is one.
+
+    Raises:
+        BuilderError: there is none.
+    """
+    variants = [folder] if (folder / METADATA).is_file() else sorted(_folders(folder))
+    if not variants:
+        raise BuilderError(f"{folder} holds no build variant. Run `python -m builder build` first.")
+    return variants
 
 
 def check_sources(repository: Repository) -> Iterator[Finding]:
@@ -87,6 +98,8 @@ def check_sources(repository: Repository) -> Iterator[Finding]:
     for header in unlisted_headers(repository):
         yield Finding("build.toml", f"{header} is included but not listed: add it to the `src` of a section")
     yield from _cuda_carries_cpu(repository)
+    for source in _cuda_sources(repository):
+        yield from (Finding(source, what) for what in source_findings(repository.root / source))
 
 
 def check_variant(folder: Path, python_name: str) -> Iterator[str]:
@@ -137,6 +150,12 @@ def _cuda_carries_cpu(repository: Repository) -> Iterator[Finding]:
             yield Finding("build.toml", f"{source} has other cxx-flags for cuda than for cpu")
 
 
+def _cuda_sources(repository: Repository) -> list[str]:
+    """Listed files that nvcc may see."""
+    listed = {source for section in repository.sections for source in section.sources}
+    return sorted(s for s in listed if s.endswith(CUDA_SUFFIXES) and (repository.root / s).is_file())
+
+
 def _read_metadata(folder: Path) -> Metadata | str:
     path = folder / METADATA
     if not path.is_file():
@@ -183,6 +202,7 @@ def _digest_findings(folder: Path, metadata: Metadata) -> Iterator[str]:
 
 def _module_findings(module: Path, metadata: Metadata, variant: str, python_name: str) -> Iterator[str]:
     yield from abi_findings(module)
+    yield from module_findings(module)
     shared = read_shared_object(module)
     yield from _linkage_findings(shared, metadata)
     if "x86_64" in variant:

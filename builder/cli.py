@@ -1,4 +1,4 @@
-"""The command line: list, build, check, publish."""
+"""The command line of `python -m builder`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from builder.abi import can_check_abi
 from builder.build import build_variant
 from builder.config import Repository, open_repository
 from builder.errors import BuilderError
+from builder.lock import make_lock, read_lock, write_lock
 from builder.native import resolve_native
+from builder.reproduce import print_comparison, reproduce
+from builder.source_state import tag_commit
 from builder.toolchain import find_toolchain
 from builder.variants import PlainVariant, Variant, find_variant, known_variants
 
@@ -88,6 +91,11 @@ def _why_not(variant: Variant | PlainVariant) -> str | None:
     "development: it makes CUDA builds several times faster, and the metadata names what the binary holds.",
 )
 @click.option(
+    "--locked",
+    is_flag=True,
+    help="With the tools of builder/toolchain.lock, or not at all; what is published.",
+)
+@click.option(
     "-j", "--jobs", type=click.IntRange(min=1), help="Commands at a time.  [default: ninja's choice]"
 )
 @click.option("--clean", is_flag=True, help="Compile everything again.")
@@ -98,6 +106,7 @@ def build_command(
     names: tuple[str, ...],
     everything: bool,
     capabilities: tuple[str, ...],
+    locked: bool,
     jobs: int | None,
     clean: bool,
     verbose: bool,
@@ -108,11 +117,10 @@ def build_command(
     compiled: CUDA takes many times as long and is built when asked for. Only what changed is compiled again.
     """
     repository = open_repository(root)
-    capabilities = resolve_native(capabilities)
+    options = dict(capabilities=resolve_native(capabilities), jobs=jobs, clean=clean, verbose=verbose)
+    lock = read_lock(repository) if locked else None
     for variant in _selected(repository, names, everything):
-        built = build_variant(
-            repository, variant, console, capabilities=capabilities, jobs=jobs, clean=clean, verbose=verbose
-        )
+        built = build_variant(repository, variant, console, **options, lock=lock)
         what = f"{built.commands} commands" if built.commands or built.changed else "up to date"
         console.print(
             f"{built.folder.relative_to(root)}  {built.build_id}  ({what})", highlight=False, soft_wrap=True
@@ -141,6 +149,28 @@ def _selected(
 
 def _on_this_machine(variant: Variant) -> bool:
     return platform.system() == "Linux" and platform.machine() == variant.platform.machine
+
+
+@main.command("lock")
+@click.pass_obj
+def lock_command(root: Path) -> None:
+    """Write builder/toolchain.lock: this machine's compiler and headers, and CUDA's wheels by their digests.
+
+    Asks the package index for the newest wheels of each CUDA release, and downloads none of them. Commit the
+    file: it is an input of the build.
+    """
+    repository = open_repository(root)
+    with console.status("locking"):
+        lock = make_lock(repository)
+    path = write_lock(repository, lock)
+    for wheels in lock.cuda.values():
+        for wheel in wheels:
+            console.print(
+                f"{wheel.name} {wheel.version}  sha256 {wheel.sha256}", highlight=False, soft_wrap=True
+            )
+    for name, value in sorted(lock.host.items()):
+        console.print(f"{name} {value}", highlight=False, soft_wrap=True)
+    console.print(f"{path.relative_to(root)}  sha256 {lock.sha256}", highlight=False, soft_wrap=True)
 
 
 @main.command("check")
@@ -176,6 +206,58 @@ def _print_findings(checked: list[str], findings: list[Finding]) -> None:
     console.print(table)
 
 
+@main.command("reproduce")
+@click.option("--variant", "names", multiple=True, metavar="NAME", help="This one; repeatable.")
+@click.option(
+    "--capability",
+    "capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="Compile CUDA sources for this capability only; repeatable.",
+)
+@click.option("--locked", is_flag=True, help="With the tools of builder/toolchain.lock.")
+@click.pass_obj
+def reproduce_command(
+    root: Path, names: tuple[str, ...], capabilities: tuple[str, ...], locked: bool
+) -> None:
+    """Build the last commit twice and compare every file. Any difference: exit status 1.
+
+    The two builds have folders, numbers of jobs, umasks, time zones and users of their own. Without --variant
+    they are of what `build` makes. Where files differ, both builds stay in .build/reproduce.
+    """
+    repository = open_repository(root)
+    same = True
+    for variant in _selected(repository, names, False):
+        pairs = reproduce(repository, variant.name, resolve_native(capabilities), locked, console)
+        console.print(variant.name, highlight=False)
+        same &= print_comparison(pairs, ("the first", "the second"), console)
+    if not same:
+        sys.exit(1)
+
+
+@main.command("verify")
+@click.argument("where", metavar="DIR-or-URL")
+@click.option("--variant", "names", multiple=True, metavar="NAME", help="This one alone; repeatable.")
+@click.pass_obj
+def verify_command(root: Path, where: str, names: tuple[str, ...]) -> None:
+    """Build published variants again, from the commit each one names, and compare every file.
+
+    They are in a folder, or at an address such as https://huggingface.co/kernels/OWNER/NAME/tree/v1. What
+    runs is that commit of the checkout here, with the tools of its lock if the variant names one. Any
+    difference: exit status 1, and the build stays in .build/verify.
+    """
+    from builder.verify import fetch_published, verify
+
+    repository = open_repository(root)
+    same = True
+    for published in fetch_published(where, repository, names):
+        pairs = verify(repository, published, console)
+        console.print(published.name, highlight=False)
+        same &= print_comparison(pairs, ("the published", "the rebuilt"), console)
+    if not same:
+        sys.exit(1)
+
+
 @main.command("publish")
 @click.option("--repo", metavar="OWNER/NAME", help="Hub repository.  [default: repo-id of build.toml]")
 @click.option("--version", type=click.IntRange(min=1), help="Branch vN.  [default: version of build.toml]")
@@ -183,7 +265,11 @@ def _print_findings(checked: list[str], findings: list[Finding]) -> None:
 @click.option(
     "--token", metavar="TOKEN", help="Access token.  [default: that of `hf auth login`, or HF_TOKEN]"
 )
-@click.option("--allow-dirty", is_flag=True, help="Publish what no commit describes; for trial repositories.")
+@click.option(
+    "--trial",
+    is_flag=True,
+    help="Publish what is no release: of a dirty tree, not locked, incomplete, or of another API.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, print what would be sent, send nothing.")
 @click.pass_obj
 def publish_command(
@@ -192,29 +278,37 @@ def publish_command(
     version: int | None,
     endpoint: str | None,
     token: str | None,
-    allow_dirty: bool,
+    trial: bool,
     dry_run: bool,
 ) -> None:
     """Check build/, then upload it to branch vN of a kernel repository, and CARD.md to main as its README.
 
-    Prints the commit's sha and the line of code that loads exactly that commit.
+    A release is of one commit, complete, built with --locked, and breaks no API that the version has. It gets
+    a tag. Prints the commit's sha and the line of code that loads exactly that commit.
     """
-    from builder.publish import prepare_upload, upload
+    from builder.publish import compare_with_published, prepare_upload, upload
 
     repository = open_repository(root)
     repo = repo or repository.hub_repo
     if repo is None:
         raise BuilderError("No repository: pass --repo, or set repo-id under [general.hub] in build.toml.")
     with console.status("checking"):
-        plan = prepare_upload(repository, repo, version or repository.version, allow_dirty)
+        plan = prepare_upload(repository, repo, version or repository.version, trial)
     size = sum(path.stat().st_size for path in plan.files.values()) / 1e6
     console.print(f"{len(plan.files)} files, {size:.1f} MB → {repo} {plan.branch}", highlight=False)
+    with console.status("comparing with what is published"):
+        compare_with_published(plan, endpoint, token)
     if dry_run:
         for name in sorted(plan.files):
             console.print(f"  {name}", highlight=False, soft_wrap=True)
         return
     sha = upload(plan, endpoint, token)
     console.print(f"commit {sha}", highlight=False)
+    if plan.tag:
+        tag_commit(root, plan.tag, plan.commit)
+        console.print(
+            f"tag {plan.tag}, here too: `git push origin {plan.tag}`", highlight=False, markup=False
+        )
     console.print(
         f'get_kernel("{repo}", revision="{sha}", trust_remote_code=["{repo}"])',
         highlight=False,

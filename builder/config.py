@@ -61,6 +61,12 @@ class Repository:
         """The sections compiled for one backend, in the order of build.toml."""
         return (s for s in self.sections if s.backend in (None, backend))
 
+    def cuda_capabilities(self) -> set[str]:
+        """Every capability that a complete CUDA build is compiled for."""
+        return {
+            capability for section in self.sections_for("cuda") for capability in section.cuda_capabilities
+        }
+
     def inputs(self) -> list[str]:
         """Top-level names whose content decides what a build contains."""
         names = {"build.toml", "torch-ext", "builder"}

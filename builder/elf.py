@@ -1,4 +1,4 @@
-"""Reads what the checks need from a shared object, with binutils."""
+"""Reads what the checks and comparisons need from a shared object, with binutils."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from builder.errors import BuilderError
 
 DYNAMIC = re.compile(r"\((NEEDED|RPATH|RUNPATH)\).*\[(.*)\]")
+SECTION = re.compile(r"\[ *\d+\] (\S+) +(\w+) +([0-9a-f]+) ([0-9a-f]+) ([0-9a-f]+) ")
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
 
 
@@ -45,6 +46,41 @@ def read_shared_object(path: Path) -> SharedObject:
         elif "@" not in name and binding != "WEAK":
             result.unversioned_imports.append(name)
     return result
+
+
+@dataclass(frozen=True)
+class Section:
+    """A piece of a file that is loaded at an address, or at none (0)."""
+
+    name: str
+    address: int
+    offset: int
+    size: int
+
+    def content(self, path: Path) -> bytes:
+        return path.read_bytes()[self.offset : self.offset + self.size]
+
+
+def read_sections(path: Path) -> list[Section]:
+    """Sections in the order of the file; those that take no place in it have no size."""
+    found = []
+    for line in _lines("readelf", "--sections", "--wide", str(path)):
+        if match := SECTION.search(line):
+            name, kind, *numbers = match.groups()
+            address, offset, size = (int(number, 16) for number in numbers)
+            found.append(Section(name, address, offset, 0 if kind == "NOBITS" else size))
+    return found
+
+
+def symbol_at(path: Path, address: int) -> str | None:
+    """Demangled name of the symbol that covers an address."""
+    for line in _lines("readelf", "--symbols", "--wide", "--demangle", str(path)):
+        columns = line.split(maxsplit=7)
+        if len(columns) == 8 and columns[0].rstrip(":").isdigit() and columns[3] in ("FUNC", "OBJECT"):
+            begin, size = int(columns[1], 16), int(columns[2], 0)
+            if begin <= address < begin + size:
+                return columns[7]
+    return None
 
 
 def instructions(path: Path) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,8 @@ CXX_SUFFIXES = (".cpp", ".cc", ".cxx")
 HEADER_SUFFIXES = (".h", ".hpp", ".cuh")
 MODULE = "module.so"
 OLDEST_PYTHON = "0x03090000"
+# nvcc names the temporary file that it hands to the host compiler after its own process.
+WITHOUT_NVCCS_FILES = "--wildcard --strip-symbol='tmpxft_*'"
 CAPABILITY = re.compile(r"(\d+)\.(\d+)([af]?)(\+PTX)?")
 
 
@@ -108,7 +110,7 @@ def _build_ninja(plan: Plan) -> str:
         *_rule(
             "merge",
             f"{_word(plan.toolchain.cxx)} -r -nostdlib $in -o $out.all && "
-            f"objcopy --keep-global-symbol=PyInit_{plan.build_id} $out.all $out",
+            f"objcopy --keep-global-symbol=PyInit_{plan.build_id} {WITHOUT_NVCCS_FILES} $out.all $out",
             "merge $out",
         ),
         *_rule("link", f"{_word(plan.toolchain.cxx)} $flags $in $libraries -o $out", "link $out"),

@@ -29,6 +29,7 @@ class Parts:
     module: Path | None = None
     archs: Sequence[str] = ()  # CUDA capabilities that the module is compiled for
     toolchain: Mapping[str, str] = field(default_factory=dict)
+    lock: str | None = None  # SHA-256 of the lock that the toolchain was held to
 
 
 def package_variant(parts: Parts, state: SourceState) -> tuple[Path, bool]:
@@ -80,7 +81,10 @@ def _copy_python(parts: Parts, stage: Path) -> None:
 
 
 def _metadata(parts: Parts, state: SourceState, stage: Path) -> dict:
-    """metadata.json in upstream's schema; `toolchain` is ours: its reader ignores keys it does not know."""
+    """metadata.json in upstream's schema.
+
+    `toolchain` and `toolchain-lock` are ours: its reader ignores keys that it does not know.
+    """
     repository = parts.repository
     backend: dict = {"type": parts.variant.backend}
     if parts.archs:
@@ -88,6 +92,8 @@ def _metadata(parts: Parts, state: SourceState, stage: Path) -> dict:
     provenance: dict = {"kernel-builder": {"version": f"flash-rwkv-builder {__version__}"}}
     if state.commit:
         provenance["kernel"] = {"commit": state.commit, "dirty": state.dirty}
+    if parts.lock:
+        provenance["toolchain-lock"] = {"algorithm": "sha256", "digest": parts.lock}
     digest = Digest.hash_variant(DigestAlgorithm.SHA256, stage)
     return {
         "name": repository.name,

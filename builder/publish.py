@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from builder.check import check_variants
 from builder.config import Repository
 from builder.errors import BuilderError
 from builder.package import METADATA
-from builder.source_state import changed_since, source_state
+from builder.release import refuse_to_break, release_commit
 
 CARD = "CARD.md"
 REPO_TYPE = "kernel"
@@ -30,14 +31,20 @@ class Upload:
     variants: dict[str, Metadata]
     files: dict[str, Path]  # path in the repository -> file here
     card: Path
+    commit: str | None  # that a release was built from
+
+    @property
+    def tag(self) -> str | None:
+        """Name of a release, e.g. `v1-1a2b3c4`; a trial has none."""
+        return f"{self.branch}-{self.commit[:7]}" if self.commit else None
 
 
-def prepare_upload(repository: Repository, repo: str, version: int, allow_dirty: bool) -> Upload:
+def prepare_upload(repository: Repository, repo: str, version: int, trial: bool) -> Upload:
     """Decide what to upload, refusing what should not be.
 
     Raises:
-        BuilderError: a finding of the checks, or one that cannot be made here; a tree or variant that no
-            commit describes, another version than the variants', or no card.
+        BuilderError: a finding of the checks, or one that cannot be made here; what is no release and no
+            trial; another version than the variants', or no card.
     """
     build, card = repository.root / "build", repository.root / CARD
     if not card.is_file():
@@ -57,14 +64,27 @@ def prepare_upload(repository: Repository, repo: str, version: int, allow_dirty:
                 f"{name} is of version {metadata.version}, but --version is {version}. Set version in "
                 "build.toml and build again, or publish the version that was built."
             )
-    if not allow_dirty:
-        _refuse_dirty(repository, variants)
+    commit = None if trial else release_commit(repository, [build / name for name in names])
     files = {f"build/{path.relative_to(build).as_posix()}": path for path in _files(build, names)}
-    return Upload(repo, f"v{version}", variants, files, card)
+    return Upload(repo, f"v{version}", variants, files, card, commit)
+
+
+def compare_with_published(plan: Upload, endpoint: str | None = None, token: str | None = None) -> None:
+    """Look at what the branch of a release holds now; nothing is sent.
+
+    Raises:
+        BuilderError: something that works today would not work any more, or the Hub cannot be reached.
+    """
+    if plan.commit is None:
+        return
+    api = HfApi(endpoint=endpoint, token=token)
+    folders = [plan.files[f"build/{name}/{METADATA}"].parent for name in plan.variants]
+    with _explained(plan.repo, api.endpoint):
+        refuse_to_break(api, plan.repo, plan.branch, folders)
 
 
 def upload(plan: Upload, endpoint: str | None = None, token: str | None = None) -> str:
-    """Create the repository where there is none, and make the branch hold exactly the variants.
+    """Create the repository where there is none, make the branch hold exactly the variants, tag a release.
 
     Returns:
         Sha of the commit to load the variants from.
@@ -73,7 +93,7 @@ def upload(plan: Upload, endpoint: str | None = None, token: str | None = None) 
         BuilderError: the Hub cannot be reached or refuses.
     """
     api = HfApi(endpoint=endpoint, token=token)
-    try:
+    with _explained(plan.repo, api.endpoint):
         api.create_repo(plan.repo, repo_type=REPO_TYPE, exist_ok=True)
         api.create_branch(plan.repo, branch=plan.branch, repo_type=REPO_TYPE, exist_ok=True)
         stale = _stale_files(api, plan)
@@ -93,37 +113,24 @@ def upload(plan: Upload, endpoint: str | None = None, token: str | None = None) 
             commit_message=f"Card of {plan.branch}",
             repo_type=REPO_TYPE,
         )
-    except HfHubHTTPError as error:
-        raise BuilderError(_refusal(plan.repo, api.endpoint, error)) from error
-    except HFValidationError as error:
-        raise BuilderError(
-            f"--repo {plan.repo} is no repository id of the form OWNER/NAME: {error}"
-        ) from error
-    except HTTPError as error:
-        raise BuilderError(
-            f"{api.endpoint} cannot be reached: {error}. Check the network and --endpoint."
-        ) from error
+        if plan.tag:
+            api.create_tag(plan.repo, tag=plan.tag, revision=commit.oid, repo_type=REPO_TYPE, exist_ok=True)
     return commit.oid
 
 
-def _refuse_dirty(repository: Repository, variants: dict[str, Metadata]) -> None:
-    if source_state(repository).dirty:
+@contextmanager
+def _explained(repo: str, endpoint: str) -> Iterator[None]:
+    """Turns what the client raises into one paragraph."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise BuilderError(_refusal(repo, endpoint, error)) from error
+    except HFValidationError as error:
+        raise BuilderError(f"--repo {repo} is no repository id of the form OWNER/NAME: {error}") from error
+    except HTTPError as error:
         raise BuilderError(
-            "The kernel's sources differ from the last commit, so nobody could tell what a binary was made "
-            "from. Commit, build and publish again, or pass --allow-dirty for a trial repository."
-        )
-    for name, metadata in variants.items():
-        source = metadata.provenance.kernel if metadata.provenance else None
-        if source is None or source.dirty:
-            raise BuilderError(
-                f"{name} was built from sources that no commit holds. Build it again from the clean tree, or "
-                "pass --allow-dirty for a trial repository."
-            )
-        if changed := changed_since(repository, source.commit):
-            raise BuilderError(
-                f"{name} was built from {source.commit[:7]}, and {changed[0]} has changed since. Build it "
-                "again, or pass --allow-dirty to publish the older build."
-            )
+            f"{endpoint} cannot be reached: {error}. Check the network and --endpoint."
+        ) from error
 
 
 def _files(build: Path, names: Iterable[str]) -> list[Path]:

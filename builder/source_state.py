@@ -57,6 +57,11 @@ def tracked_files(root: Path, folder: str) -> list[str] | None:
     return None if listed is None else [name for name in listed.split("\0") if name]
 
 
+def tag_commit(root: Path, name: str, commit: str) -> None:
+    """Give a commit a name; the same one again changes nothing."""
+    _git(root, "tag", "--force", name, commit)
+
+
 def _git(root: Path, *arguments: str) -> str | None:
     """Output of a Git command; None when Git is missing or this is no checkout."""
     try:

@@ -51,15 +51,15 @@ class Toolchain:
         versions = {
             "cxx": self.cxx_version,
             "ninja": self.ninja_version,
-            "torch-headers": self.torch_version,
+            "torch-headers": self.torch_version.partition("+")[0],  # the same in every build of it
         }
         if self.cuda:
             versions["nvcc"] = self.cuda.version
         return versions
 
 
-def find_toolchain(variant: Variant) -> Toolchain:
-    """The tools for a variant.
+def find_toolchain(variant: Variant, nvcc: str | None = None) -> Toolchain:
+    """The tools for a variant; that nvcc, or else the one of this machine.
 
     Raises:
         BuilderError: the first one that is missing or of a wrong version.
@@ -76,7 +76,7 @@ def find_toolchain(variant: Variant) -> Toolchain:
         torch=torch,
         torch_version=torch_version,
         python_include=_find_python_headers(),
-        cuda=_find_cuda(variant.platform.cuda) if variant.platform.cuda else None,
+        cuda=_find_cuda(variant.platform.cuda, nvcc) if variant.platform.cuda else None,
     )
 
 
@@ -161,8 +161,9 @@ def _find_python_headers() -> Path:
     return path
 
 
-def _find_cuda(wanted: str) -> Cuda:
+def _find_cuda(wanted: str, given: str | None) -> Cuda:
     candidates = [
+        given,
         os.environ.get("CUDACXX"),
         os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc"),
         shutil.which("nvcc"),

@@ -6,7 +6,7 @@
 #include "cuda/launch.h"
 
 namespace flash_rwkv::cuda {
-namespace {
+inline namespace self_test_unit {
 
 constexpr int kWarpSize = 32;
 constexpr int kNumWarps = kSelfTestThreads / kWarpSize;
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kSelfTestThreads) self_test_kernel(int32_t* re
   }
 }
 
-}  // namespace
+}  // namespace self_test_unit
 
 cudaError_t launch_self_test(const SelfTestParams& params) {
   return launch(self_test_kernel, 1, kSelfTestThreads, 0, params.stream, params.result);

@@ -266,6 +266,6 @@ def test_without_the_abi_checker(built: TinyKernel, monkeypatch: pytest.MonkeyPa
     assert result.exit_code == 0, result.output
     assert "The ABI was not checked" in result.output
     (built.root / "CARD.md").write_text("# card\n")
-    result = built.run("publish", "--repo", "owner/name", "--dry-run", "--allow-dirty")
+    result = built.run("publish", "--repo", "owner/name", "--dry-run", "--trial")
     assert result.exit_code == 1
     assert "pip install kernel-abi-check" in result.output

@@ -17,6 +17,7 @@ from kernels._rust import Build
 from builder.check import check_sources, check_variants
 from builder.cli import main
 from builder.config import Repository, open_repository
+from builder.differences import compare_variants
 from builder.elf import read_shared_object
 from builder.variants import known_variants
 from tests.builder.tiny_kernel import CUDA_VARIANT, toolkit
@@ -163,3 +164,24 @@ def test_cuda_variant_compiles_where_no_gpu_is(mirror: Path, machine: str) -> No
     for operator in ("wkv4", "wkv6", "wkv7"):
         for kind in ("forward", "backward", "step"):
             assert f"flash_rwkv::cuda::{operator}_{kind}(" in symbols
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("machine", [toolkit()])
+def test_cuda_variant_is_the_same_from_another_folder(
+    repository: Repository, mirror: Path, tmp_path: Path, machine: str
+) -> None:
+    """All of it, as the order of linking shows in the whole alone; what is compiled already is not again."""
+    copy = tmp_path / "a copy of the sources"
+    for name in repository.inputs():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, copy / name)
+    arguments = ["build", "--variant", CUDA_VARIANT, "--capability", "9.0"]
+    for root, jobs in ((copy, ["--jobs", "2"]), (mirror, [])):
+        result = CliRunner().invoke(main, ["--root", str(root), *arguments, *jobs])
+        if machine == "no toolkit":
+            assert "CUDA 13.0" in result.output
+            return
+        assert result.exit_code == 0, result.output[-5000:]
+    pairs = compare_variants(mirror / "build" / CUDA_VARIANT, copy / "build" / CUDA_VARIANT)
+    assert [pair for pair in pairs if not pair.same] == []

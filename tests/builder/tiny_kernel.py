@@ -10,7 +10,10 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from builder.cli import main
+from builder.config import open_repository
 from builder.errors import BuilderError
+from builder.host import host_facts
+from builder.lock import Lock, write_lock
 from builder.toolchain import find_toolchain
 from builder.variants import Platform, Variant
 
@@ -208,6 +211,11 @@ class TinyKernel:
         self.git("add", "--all")
         self.git("commit", "--quiet", "--allow-empty", "-m", "Change the kernel")
         return self.git("rev-parse", "HEAD")
+
+    def lock(self) -> None:
+        """Lock this machine's tools, without CUDA."""
+        host = host_facts(find_toolchain(Variant(Platform("cpu", "x86_64"), "2.11")))
+        write_lock(open_repository(self.root), Lock(host, {}))
 
     def run(self, *arguments: str) -> Result:
         """Run `python -m builder --root <this> …` in this process."""

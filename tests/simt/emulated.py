@@ -18,8 +18,9 @@ from unittest import mock
 
 from rich.console import Console
 
-from builder.build import build_variant, locked
+from builder.build import build_variant
 from builder.config import open_repository
+from builder.exclusive import exclusive
 from builder.ninja_file import write_if_changed
 from builder.toolchain import find_toolchain
 from builder.variants import PLATFORMS, Variant, known_variants
@@ -76,7 +77,7 @@ def load(sources: Path = ROOT, jobs: int | None = None) -> ModuleType:
     sources = sources.resolve()
     name = "own" if sources == ROOT else hashlib.sha256(str(sources).encode()).hexdigest()[:10]
     root = WORK / name
-    with locked(WORK / f"{name}.lock"):
+    with exclusive(WORK / f"{name}.lock"):
         _write(root, _copies(sources))
         repository = open_repository(root)
         build_variant(repository, known_variants(repository)[0], Console(), jobs=jobs)
@@ -97,7 +98,7 @@ def load_library(*kernels: Path) -> ctypes.CDLL:
     files |= {path.relative_to(EMULATOR).as_posix(): path.read_text(encoding="utf-8") for path in _emulator()}
     content = "".join(f"{name}\0{files[name]}\0" for name in sorted(files)) + str(FLAGS + AS_CUDA)
     root = WORK / f"library-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-    with locked(WORK / "library.lock"):
+    with exclusive(WORK / "library.lock"):
         if not (root / "library.so").is_file():
             _write(root, files)
             compiler = find_toolchain(Variant(PLATFORMS[0], "2.11")).cxx

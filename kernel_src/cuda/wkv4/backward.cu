@@ -11,7 +11,7 @@
 #include "cuda/wkv4/recurrence.cuh"
 
 namespace flash_rwkv::cuda {
-namespace {
+inline namespace wkv4_backward_unit {
 
 constexpr int kRun = 8;  // tokens
 constexpr int kRuns = static_cast<int>(kCheckpointTokens) / kRun;
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(kMaxChannelThreads)
     backward_channel<T>(p, g, grid.sequence(), channel, snapshots + threadIdx.x, static_cast<int>(blockDim.x));
 }
 
-}  // namespace
+}  // namespace wkv4_backward_unit
 
 cudaError_t wkv4_backward(const Wkv4Params& p, const Wkv4Gradients& g, cudaStream_t stream) {
   const ChannelGrid grid(p.sequences.count, p.num_channels);

@@ -10,7 +10,7 @@
 #include "cuda/wkv4/recurrence.cuh"
 
 namespace flash_rwkv::cuda {
-namespace {
+inline namespace wkv4_forward_unit {
 
 constexpr int kGroup = 16;  // tokens that are computed together
 constexpr int kAhead = 2;   // groups in registers: the one at hand, and those whose loads are in flight
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kMaxChannelThreads)
   if (channel < p.num_channels) forward_channel<T, kTurns>(p, grid.sequence(), channel);
 }
 
-}  // namespace
+}  // namespace wkv4_forward_unit
 
 cudaError_t wkv4_forward(const Wkv4Params& p, cudaStream_t stream) {
   const ChannelGrid grid(p.sequences.count, p.num_channels);

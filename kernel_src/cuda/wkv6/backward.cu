@@ -9,7 +9,7 @@
 #include "cuda/wkv6/recurrence.cuh"
 
 namespace flash_rwkv::cuda {
-namespace {
+inline namespace wkv6_backward_unit {
 
 struct Wkv6Back {
   using Params = Wkv6Params;
@@ -123,7 +123,7 @@ struct Wkv6Back {
   };
 };
 
-}  // namespace
+}  // namespace wkv6_backward_unit
 
 RowSplit wkv6_backward_split(const Wkv6Params& p) { return backward_split<Wkv6Back>(p); }
 

@@ -5,7 +5,7 @@
 #include "cuda/wkv6/chunk_pass.cuh"
 
 namespace flash_rwkv::cuda {
-namespace {
+inline namespace wkv6_chunk_backward_unit {
 
 using namespace wkv6_chunk;
 
@@ -112,7 +112,7 @@ cudaError_t launch_gradients(const Wkv6Params& p, const Wkv6Gradients& g, cudaSt
   return launch(kernel, blocks, Memory::kThreads, bytes, stream, p, g);
 }
 
-}  // namespace
+}  // namespace wkv6_chunk_backward_unit
 
 bool has_wkv6_chunk_gradients(int64_t head_size) {
   const int bytes = head_size == 64 ? GradientMemory<64, true>::bytes(true) : GradientMemory<128, true>::bytes(true);

@@ -3,7 +3,7 @@
 #include "cuda/wkv6/chunk_pass.cuh"
 
 namespace flash_rwkv::cuda {
-namespace {
+inline namespace wkv6_chunk_forward_unit {
 
 // f(the Op), or nothing where there is none.
 template <class F>
@@ -13,7 +13,7 @@ void dispatch_forward(const Wkv6Params& p, const F& f) {
   });
 }
 
-}  // namespace
+}  // namespace wkv6_chunk_forward_unit
 
 int64_t wkv6_chunk_scratch_bytes(const Wkv6Params& p) {
   int64_t bytes = 0;

@@ -8,7 +8,7 @@
 #include "cuda/wkv7/recurrence.cuh"
 
 namespace flash_rwkv::cuda {
-namespace {
+inline namespace wkv7_backward_unit {
 
 struct Wkv7Back {
   using Params = Wkv7Params;
@@ -85,7 +85,7 @@ struct Wkv7Back {
   };
 };
 
-}  // namespace
+}  // namespace wkv7_backward_unit
 
 RowSplit wkv7_backward_split(const Wkv7Params& p) { return backward_split<Wkv7Back>(p); }
 

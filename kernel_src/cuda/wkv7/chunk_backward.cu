@@ -12,7 +12,7 @@
 #include "cuda/wkv7/chunk_backward_write.cuh"
 
 namespace flash_rwkv::cuda {
-namespace {
+inline namespace wkv7_chunk_backward_unit {
 
 using namespace wkv7_chunk;
 
@@ -220,7 +220,7 @@ cudaError_t launch_chunks_backward(const Wkv7Params& p, const Wkv7Gradients& g, 
   return error != cudaSuccess ? error : launch_rest<T, kSize, true>(p, g, stream);
 }
 
-}  // namespace
+}  // namespace wkv7_chunk_backward_unit
 
 bool has_wkv7_chunk_gradients(int64_t head_size) {
   return (head_size == 64 && states_that_fit<64>() > 0) || (head_size == 128 && states_that_fit<128>() > 0);

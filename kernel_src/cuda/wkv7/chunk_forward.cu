@@ -5,7 +5,7 @@
 #include "cuda/wkv7/chunk_state.cuh"
 
 namespace flash_rwkv::cuda {
-namespace {
+inline namespace wkv7_chunk_forward_unit {
 
 using namespace wkv7_chunk;
 
@@ -27,7 +27,7 @@ struct ChunkForward {
   }
 };
 
-}  // namespace
+}  // namespace wkv7_chunk_forward_unit
 
 cudaError_t wkv7_chunk_forward(const Wkv7Params& p, cudaStream_t stream) {
   return dispatch_dtype(p.r.dtype, [&](auto type) {

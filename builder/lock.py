@@ -1,0 +1,113 @@
+"""The committed lock of the toolchain: everything that decides the bytes of a build beside the sources.
+
+CUDA comes as wheels, by their SHA-256, and is fetched. The host's compiler and Torch's headers are recorded:
+a locked build refuses a machine that has others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from builder.config import Repository
+from builder.cuda_wheels import Wheel, fetch_nvcc, resolve_wheels
+from builder.errors import BuilderError
+from builder.host import host_facts
+from builder.toolchain import Toolchain, find_toolchain
+from builder.variants import Platform, Variant, known_variants
+
+LOCK = Path("builder") / "toolchain.lock"
+TOOLKITS = Path(".build") / "toolchain"
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What builds are made with: names and versions on the host, and the wheels of each CUDA release."""
+
+    host: dict[str, str]
+    cuda: dict[str, tuple[Wheel, ...]]
+
+    def text(self) -> str:
+        """As it is committed."""
+        cuda = {release: [asdict(wheel) for wheel in wheels] for release, wheels in self.cuda.items()}
+        return json.dumps({"host": self.host, "cuda": cuda}, indent=2, sort_keys=True) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text().encode()).hexdigest()
+
+
+def make_lock(repository: Repository) -> Lock:
+    """A lock of this machine's host tools and of the newest wheels of every CUDA release that is built for.
+
+    Raises:
+        BuilderError: a tool is missing, or the package index cannot be asked.
+    """
+    variants = [variant for variant in known_variants(repository) if isinstance(variant, Variant)]
+    if not variants:
+        raise BuilderError("build.toml describes nothing that is compiled, so there is nothing to lock.")
+    releases = sorted({v.platform.cuda for v in variants if v.platform.cuda})
+    return Lock(_host(variants[0]), {release: resolve_wheels(release) for release in releases})
+
+
+def write_lock(repository: Repository, lock: Lock) -> Path:
+    path = repository.root / LOCK
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(lock.text(), encoding="utf-8")
+    return path
+
+
+def read_lock(repository: Repository) -> Lock:
+    """The committed lock.
+
+    Raises:
+        BuilderError: there is none, or it is damaged.
+    """
+    path = repository.root / LOCK
+    if not path.is_file():
+        raise BuilderError(f"{path} does not exist. Write it with `python -m builder lock` and commit it.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        cuda = {release: tuple(Wheel(**w) for w in wheels) for release, wheels in content["cuda"].items()}
+        return Lock(dict(content["host"]), cuda)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BuilderError(
+            f"{path} is not a lock of a toolchain ({error!r}). Take it from Git, or write it with "
+            "`python -m builder lock`."
+        ) from error
+
+
+def locked_toolchain(repository: Repository, lock: Lock, variant: Variant, console: Console) -> Toolchain:
+    """The lock's tools, of which CUDA is fetched where it is not yet in .build/toolchain.
+
+    Raises:
+        BuilderError: the host has other tools than the lock; the message names each.
+    """
+    _refuse_others(lock.host, _host(variant))
+    release = variant.platform.cuda
+    if release is None:
+        return find_toolchain(variant)
+    if release not in lock.cuda:
+        raise BuilderError(f"{LOCK} has no wheels of CUDA {release}. Run `python -m builder lock`.")
+    return find_toolchain(variant, fetch_nvcc(lock.cuda[release], repository.root / TOOLKITS, console))
+
+
+def _host(variant: Variant) -> dict[str, str]:
+    """What the host adds to a variant, whether or not there is a CUDA toolkit."""
+    return host_facts(find_toolchain(Variant(Platform("cpu", variant.platform.machine), variant.torch)))
+
+
+def _refuse_others(locked: dict[str, str], found: dict[str, str]) -> None:
+    names = sorted(name for name in {*locked, *found} if locked.get(name) != found.get(name))
+    if names:
+        listed = "; ".join(
+            f"{name} is {found.get(name, 'missing')}, locked is {locked.get(name, 'none')}" for name in names
+        )
+        raise BuilderError(
+            f"This machine's tools are not those of {LOCK}: {listed}. Install what is locked, build without "
+            "--locked, or lock what is here with `python -m builder lock`."
+        )
