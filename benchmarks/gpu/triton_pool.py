@@ -1,0 +1,115 @@
+"""Other people's autotuned Triton kernels: all cores compile the configurations before one of them is timed.
+
+Triton compiles each when it comes to time it, one after the other: minutes for hundreds of them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+from unittest import mock
+
+from benchmarks.gpu.limit import check_time
+
+# Milliseconds for each configuration, where Triton takes 25 and 100: of a kernel of 50 us still 500 runs.
+WARM, REPEAT = 5, 25
+POLL = 1.0
+
+
+class Compilations:
+    """Takes the place of Triton's mode of asynchronous compilation: what it is given waits for `run`."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Callable[[], object]] = {}
+
+    def submit(self, key: str, compile_fn: Callable[[], object], _finalize: Callable) -> None:
+        self._jobs.setdefault(key, compile_fn)
+
+    def run(self) -> None:
+        """In forked processes, for the sake of Triton's cache on disk; what fails there fails here again.
+
+        Not in threads: a third of the work is Python. The children do nothing on the GPU.
+        """
+        jobs = list(self._jobs.values())
+        workers = min(len(os.sched_getaffinity(0)), len(jobs))
+        fork = multiprocessing.get_context("fork")
+        processes = [fork.Process(target=_run, args=(jobs[index::workers],)) for index in range(workers)]
+        try:
+            for process in processes:
+                process.start()
+            left = {process.sentinel for process in processes}
+            while left:
+                check_time()
+                left -= set(wait(left, POLL))
+        finally:
+            for process in processes:
+                if process.pid is not None:
+                    process.kill()
+                    process.join()
+
+
+@contextmanager
+def tuning(rehearse: bool = False) -> Iterator[None]:
+    """Autotuners compile together, time for a shorter while, and neither read nor leave choices on disk.
+
+    Choices of earlier runs may come from a busy GPU or other shapes. Without Triton, nothing happens.
+
+    Args:
+        rehearse: fill the cache of compiled kernels alone: each configuration runs once, and every call is
+            tuned, so that whichever is chosen another time is there for its shape.
+    """
+    try:
+        from triton.runtime._async_compile import active_mode
+        from triton.runtime.autotuner import Autotuner
+        from triton.runtime.driver import driver
+    except ImportError:
+        yield
+        return
+    pruned, run = Autotuner.prune_configs, Autotuner.run
+
+    def prune_configs(self: Autotuner, kwargs: dict) -> Sequence:
+        configs = pruned(self, kwargs)
+        compilations = Compilations()
+        before = active_mode.set(compilations)
+        try:
+            for config in configs:
+                with suppress(Exception):  # it comes again when the configuration is timed
+                    options = {**kwargs, **config.all_kwargs(), "warmup": True}
+                    self.fn.run(*self.nargs.values(), **options)
+        finally:
+            active_mode.reset(before)
+        compilations.run()
+        return configs
+
+    def forgetful_run(self: Autotuner, *args: object, **kwargs: object) -> object:
+        self.cache.clear()
+        return run(self, *args, **kwargs)
+
+    def check_disk_cache(_: Autotuner, _key: tuple, _configs: Sequence, bench: Callable[[], None]) -> bool:
+        bench()
+        return False
+
+    def do_bench(call: Callable[[], None], quantiles: Sequence[float]) -> Sequence[float]:
+        check_time()
+        if rehearse:
+            call()
+            return [1.0] * len(quantiles)
+        return driver.active.get_benchmarker()(call, warmup=WARM, rep=REPEAT, quantiles=quantiles)
+
+    replaced = {
+        "prune_configs": prune_configs,
+        "check_disk_cache": check_disk_cache,
+        "do_bench": staticmethod(do_bench),
+        **({"run": forgetful_run} if rehearse else {}),
+    }
+    with mock.patch.multiple(Autotuner, **replaced):
+        yield
+
+
+def _run(jobs: Sequence[Callable[[], object]]) -> None:
+    for job in jobs:
+        with suppress(Exception):
+            job()
