@@ -14,15 +14,21 @@ from unittest import mock
 
 from benchmarks.gpu.limit import check_time
 
-# Milliseconds for each configuration, where Triton takes 25 and 100: of a kernel of 50 us still 500 runs.
+# Milliseconds for each configuration, where Triton takes 25 and 100: still the median of 200 runs of 50 us,
+# each with as long again for emptying the cache.
 WARM, REPEAT = 5, 25
 POLL = 1.0
 
 
 class Compilations:
-    """Takes the place of Triton's mode of asynchronous compilation: what it is given waits for `run`."""
+    """Takes the place of Triton's mode of asynchronous compilation: what it is given waits for `run`.
 
-    def __init__(self) -> None:
+    Args:
+        begin: what each process does first.
+    """
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._begin = begin
         self._jobs: dict[str, Callable[[], object]] = {}
 
     def submit(self, key: str, compile_fn: Callable[[], object], _finalize: Callable) -> None:
@@ -31,12 +37,13 @@ class Compilations:
     def run(self) -> None:
         """In forked processes, for the sake of Triton's cache on disk; what fails there fails here again.
 
-        Not in threads: a third of the work is Python. The children do nothing on the GPU.
+        Not in threads: a third of the work is Python. They may not touch the GPU, and need not.
         """
         jobs = list(self._jobs.values())
         workers = min(len(os.sched_getaffinity(0)), len(jobs))
         fork = multiprocessing.get_context("fork")
-        processes = [fork.Process(target=_run, args=(jobs[index::workers],)) for index in range(workers)]
+        shares = [jobs[index::workers] for index in range(workers)]
+        processes = [fork.Process(target=_run, args=(self._begin, share)) for share in shares]
         try:
             for process in processes:
                 process.start()
@@ -72,7 +79,13 @@ def tuning(rehearse: bool = False) -> Iterator[None]:
 
     def prune_configs(self: Autotuner, kwargs: dict) -> Sequence:
         configs = pruned(self, kwargs)
-        compilations = Compilations()
+        target = driver.active.get_current_target()
+
+        def know_target() -> None:
+            """It is asked for while compiling, and Torch refuses to answer in a forked process."""
+            driver.active.get_current_target = lambda: target
+
+        compilations = Compilations(know_target)
         before = active_mode.set(compilations)
         try:
             for config in configs:
@@ -109,7 +122,8 @@ def tuning(rehearse: bool = False) -> Iterator[None]:
         yield
 
 
-def _run(jobs: Sequence[Callable[[], object]]) -> None:
+def _run(begin: Callable[[], None], jobs: Sequence[Callable[[], object]]) -> None:
+    begin()
     for job in jobs:
         with suppress(Exception):
             job()
