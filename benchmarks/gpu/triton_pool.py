@@ -5,11 +5,13 @@ Triton compiles each when it comes to time it, one after the other: minutes for 
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
+from pathlib import Path
 from unittest import mock
 
 from benchmarks.gpu.limit import check_time
@@ -24,15 +26,17 @@ class Compilations:
     """Takes the place of Triton's mode of asynchronous compilation: what it is given waits for `run`.
 
     Args:
+        is_there: whether what a key stands for need not be compiled.
         begin: what each process does first.
     """
 
-    def __init__(self, begin: Callable[[], None]) -> None:
-        self._begin = begin
+    def __init__(self, is_there: Callable[[str], bool], begin: Callable[[], None]) -> None:
+        self._is_there, self._begin = is_there, begin
         self._jobs: dict[str, Callable[[], object]] = {}
 
     def submit(self, key: str, compile_fn: Callable[[], object], _finalize: Callable) -> None:
-        self._jobs.setdefault(key, compile_fn)
+        if not self._is_there(key):
+            self._jobs.setdefault(key, compile_fn)
 
     def run(self) -> None:
         """In forked processes, for the sake of Triton's cache on disk; what fails there fails here again.
@@ -71,11 +75,16 @@ def tuning(rehearse: bool = False) -> Iterator[None]:
     try:
         from triton.runtime._async_compile import active_mode
         from triton.runtime.autotuner import Autotuner
+        from triton.runtime.cache import get_cache_manager
         from triton.runtime.driver import driver
     except ImportError:
         yield
         return
     pruned, run = Autotuner.prune_configs, Autotuner.run
+
+    def is_on_disk(key: str) -> bool:
+        folder = get_cache_manager(hashlib.sha256(key.encode()).hexdigest()).cache_dir
+        return any(Path(folder).glob("__grp__*"))  # what Triton writes last and looks for first
 
     def prune_configs(self: Autotuner, kwargs: dict) -> Sequence:
         configs = pruned(self, kwargs)
@@ -85,7 +94,7 @@ def tuning(rehearse: bool = False) -> Iterator[None]:
             """It is asked for while compiling, and Torch refuses to answer in a forked process."""
             driver.active.get_current_target = lambda: target
 
-        compilations = Compilations(know_target)
+        compilations = Compilations(is_on_disk, know_target)
         before = active_mode.set(compilations)
         try:
             for config in configs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -31,17 +32,22 @@ class Config:
 
 
 class Kernel:
-    """Compiles into a folder, as Triton does into its cache: a file with the process's number."""
+    """Compiles into Triton's cache: a file with the process's number."""
 
     def __init__(self, folder: Path, mode: ContextVar) -> None:
         self.folder, self.mode, self.runs = folder, mode, []
 
     def run(self, size: int, *, warmup: bool) -> None:
-        path = self.folder / str(size)
+        path = self.folder / hashlib.sha256(str(size).encode()).hexdigest() / "__grp__kernel"
         if (mode := self.mode.get()) is not None:
-            mode.submit(str(size), lambda: path.write_text(str(os.getpid())), None)
+            mode.submit(str(size), lambda: write(path), None)
         if not warmup:
             self.runs.append((size, path.exists()))
+
+
+def write(path: Path) -> None:
+    path.parent.mkdir()  # fails where it was there already
+    path.write_text(str(os.getpid()))
 
 
 class Autotuner:
@@ -90,6 +96,7 @@ def tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Autotuner:
     parts = {
         "_async_compile": {"active_mode": mode},
         "autotuner": {"Autotuner": Autotuner},
+        "cache": {"get_cache_manager": lambda key: SimpleNamespace(cache_dir=tmp_path / key)},
         "driver": {"driver": SimpleNamespace(active=target)},
     }
     for name in ("triton", "triton.runtime"):
@@ -106,7 +113,7 @@ def test_all_is_compiled_elsewhere_before_anything_is_timed(tuner: Autotuner) ->
     with tuning():
         assert tuner.run(0) == tuner.run(0) == Config(4)
     assert tuner.fn.runs == [(size, True) for size in (2, 2, 3, 3, 4, 4)]
-    assert str(os.getpid()) not in {path.read_text() for path in tuner.fn.folder.iterdir()}
+    assert str(os.getpid()) not in {path.read_text() for path in tuner.fn.folder.glob("*/*")}
     assert dict(vars(Autotuner)) == before
 
 
@@ -144,8 +151,10 @@ def test_tuning_ends_with_the_limit(tuner: Autotuner) -> None:
 
 def test_compiling_ends_with_the_limit() -> None:
     """Processes that still compile are ended; what cannot be compiled troubles nobody."""
-    compilations = Compilations(lambda: None)
+    compilations = Compilations(lambda key: key == "there", lambda: None)
+    compilations.submit("there", lambda: time.sleep(60), None)
     compilations.submit("wrong", lambda: 1 // 0, None)
+    compilations.run()
     compilations.submit("slow", lambda: time.sleep(60), None)
     start = time.monotonic()
     with pytest.raises(TimeoutError), time_limit(0.2):
