@@ -14,7 +14,7 @@ CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 .DEFAULT_GOAL := help
 .PHONY: help venv build demo test bench e2e-bench check format lock clean
-.PHONY: gpu-wheels gpu-build gpu-test gpu-sanitize gpu-bench gpu-e2e-bench
+.PHONY: gpu-wheels gpu-build gpu-test gpu-sanitize gpu-prepare gpu-bench gpu-e2e-bench
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,10 @@ gpu-test: gpu-build ## Run the operators' tests on the GPU of this machine, with
 
 gpu-sanitize: gpu-build ## Look for bad memory accesses, races and unwritten memory with compute-sanitizer
 	$(ON_GPU) -m tests.gpu.sanitize $(ARGS)
+
+gpu-prepare: gpu-build $(GPU_PEERS)/.installed ## Compile for the two that follow, while the tests run for example
+	$(ON_GPU) -m benchmarks.gpu --prepare --peers $(GPU_PEERS)
+	$(ON_GPU) -m benchmarks.models --device cuda --prepare --peers $(GPU_PEERS) $(ARGS)
 
 gpu-bench: gpu-build $(GPU_PEERS)/.installed ## Time the operators on the GPU of this machine, beside other people's
 	$(ON_GPU) -m benchmarks.gpu --peers $(GPU_PEERS) $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,28 +18,44 @@ from benchmarks.cpu import load_kernel
 from benchmarks.gpu import decode, forward_backward
 from benchmarks.gpu.bars import bars, missed
 from benchmarks.gpu.gate import wrong
+from benchmarks.gpu.peers import compile_ahead
+from benchmarks.gpu.preparation import REHEARSAL, Preparation
 from benchmarks.gpu.setting import Setting
-from benchmarks.gpu.shapes import QUICK_SHAPES, QUICK_STEPS, SHAPES, STEPS
+from benchmarks.gpu.shapes import QUICK_SHAPES, QUICK_STEPS, SHAPES, STEPS, Shape, StepShape
 from benchmarks.gpu.slug import slug
 from benchmarks.gpu.table import print_results
 from benchmarks.gpu.timing import Stopwatch
 from benchmarks.machine import RESULTS, ROOT, describe, describe_gpu
 from benchmarks.stamp import outcome
+from benchmarks.together import together
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check, measure, print and write; 1 if a bar is missed, 2 if the kernel is wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit(
             f"Torch {torch.__version__} at {torch.__path__[0]} sees no GPU here (`nvidia-smi` lists them)."
         )
-    if options.peers:
-        sys.path.append(str(options.peers.resolve()))
     # Off a terminal rich assumes 80 columns, too few for the tables.
     console = Console() if Console().is_terminal else Console(width=160)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False)
+
+    if options.peers:
+        sys.path.append(str(options.peers.resolve()))
+    if options.prepare and len(options.only) > 1:
+        each = {operator: [*arguments, "--only", operator] for operator in options.only}
+        return int(bool(together("benchmarks.gpu", each, say)))
     kernel = load_kernel(options.kernel)
+    if options.prepare:
+        prepare(Setting(kernel, Stopwatch(device), 0.0, REHEARSAL, say), options.only, options.quick)
+        return 0
+    if options.peers and device.type == "cuda":
+        compile_ahead(options.peers.resolve(), options.only)
     console.print(f"{kernel.__name__}: accuracy", highlight=False)
     if lines := wrong(kernel, device, options.only):
         console.print("\n".join(lines), style="red", markup=False, highlight=False)
@@ -56,8 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(
         f"{machine['gpu']}, copies at {copy_rate / 1e12:.2f} TB/s, tests {machine['tests']}", highlight=False
     )
-    limit = options.peer_seconds if options.peers else None
-    setting = Setting(kernel, watch, copy_rate, limit, lambda line: console.print(line, highlight=False))
+    preparation = Preparation(options.peer_seconds) if options.peers else None
+    setting = Setting(kernel, watch, copy_rate, preparation, say)
     folder = options.out or default_folder(machine["gpu"], options.quick or device.type != "cuda")
     folder.mkdir(parents=True, exist_ok=True)
     results = []
@@ -78,18 +95,35 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measured(setting: Setting, operator: str, quick: bool) -> Iterator[dict[str, list[dict]]]:
     """Rows of forward and backward, and rows of the decode step, after each shape that adds one."""
-    shapes, steps = (QUICK_SHAPES, QUICK_STEPS) if quick else (SHAPES, STEPS)
+    shapes, steps = shapes_of(operator, quick)
     result: dict[str, list[dict]] = {"rows": [], "steps": []}
     for rows, measure, found in (
         (result["rows"], forward_backward.measure, shapes),
         (result["steps"], decode.measure, steps),
     ):
         for shape in found:
-            if shape.operator == operator:
-                rows.append(measure(setting, shape))
-                if setting.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                yield result
+            rows.append(measure(setting, shape))
+            if setting.device.type == "cuda":
+                torch.cuda.empty_cache()
+            yield result
+
+
+def prepare(setting: Setting, operators: list[str], quick: bool) -> None:
+    """Have the peers compile everything, without a time of it."""
+    start = time.monotonic()
+    for operator in operators:
+        shapes, steps = shapes_of(operator, quick)
+        for shape in shapes:
+            forward_backward.prepare(setting, shape)
+        for step in steps:
+            decode.prepare(setting, step)
+    setting.say(f"prepared in {time.monotonic() - start:.0f} s")
+
+
+def shapes_of(operator: str, quick: bool) -> tuple[list[Shape], list[StepShape]]:
+    """For forward and backward, and for the decode step."""
+    shapes, steps = (QUICK_SHAPES, QUICK_STEPS) if quick else (SHAPES, STEPS)
+    return [x for x in shapes if x.operator == operator], [x for x in steps if x.operator == operator]
 
 
 def write(folder: Path, result: dict) -> None:
@@ -121,6 +155,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peer-seconds", type=float, default=180, help="for a peer to compile and tune itself"
     )
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="only have the peers compile, all operators at once: a later run finds it on the disk; the GPU "
+        "may be busy meanwhile",
+    )
     parser.add_argument("--commit", metavar="SHA", help="what the tree holds, where Git cannot tell")
     parser.add_argument("--device", default="cuda", help="cpu, to try the benchmark itself out")
     parser.add_argument("--kernel", type=Path, default=ROOT, help="folder that holds build/ or variants")
@@ -129,6 +169,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name in options.only:
         if name not in OPERATORS:
             parser.error(f"OPERATOR must be one of {', '.join(OPERATORS)}, got {name!r}")
+    if options.prepare and not options.peers:
+        parser.error("--prepare needs --peers DIR")
     return options
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.accuracy import relative_error
 from benchmarks.cases import Case, make_case
-from benchmarks.gpu.limit import message, time_limit
+from benchmarks.gpu.limit import message
 from benchmarks.gpu.peers import StepPeer, step_peers_of
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.shapes import BF16, StepShape, dtype_name
@@ -26,18 +26,14 @@ CPU_CACHE = 2**20
 
 def measure(setting: Setting, shape: StepShape) -> dict:
     """Everything about one shape, ready for JSON."""
-    case = make_case(shape.operator, shape.batch, 1, shape.heads, dtype=BF16, device=setting.device)
-    case = case.first_token()
+    case = _inputs(setting, shape)
     moved = moved_bytes(case, shape.pool_dtype)
     setting.say(f"{shape.operator}_step_ {shape}")
     own = _measured(setting, _ours(setting.kernel), case, shape.pool_dtype, own=True)
     contestants = [{"name": "flash-rwkv", **own, "op_us": _op_alone(setting, case, shape.pool_dtype)}]
-    peers = step_peers_of(shape.operator, shape.pool_dtype) if setting.peer_limit else {}
-    for name, peer in peers.items():
-        setting.say(f"{shape.operator}_step_ {shape}: {name}")
+    for name, peer in _peers(setting, shape).items():
         try:
-            with time_limit(setting.peer_limit), torch.no_grad():
-                peer(case, case.empty_state(shape.pool_dtype))[1]()  # compiles and tunes itself
+            _enter(setting, shape, case, name, peer)
             contestants.append({"name": name, **_measured(setting, peer, case, shape.pool_dtype)})
         except Exception as error:  # whatever it is, it belongs into the table
             contestants.append({"name": name, "failed": message(error)})
@@ -50,6 +46,16 @@ def measure(setting: Setting, shape: StepShape) -> dict:
     }
 
 
+def prepare(setting: Setting, shape: StepShape) -> None:
+    """Have the peers compile what `measure` will need."""
+    case = _inputs(setting, shape)
+    for name, peer in _peers(setting, shape).items():
+        try:
+            _enter(setting, shape, case, name, peer)
+        except Exception as error:  # the others go on
+            setting.say(f"{name}: {message(error)}")
+
+
 def step_shape(case: Case) -> dict[str, int]:
     names = "BC" if case.operator == "wkv4" else "BHN"
     return dict(zip(names, case.inputs["k"].shape, strict=True))
@@ -60,6 +66,23 @@ def moved_bytes(case: Case, pool_dtype: torch.dtype) -> int:
     tensors = [*case.inputs.values(), case.inputs["v"]]
     states = case.empty_state(pool_dtype)
     return 2 * states.numel() * states.element_size() + sum(x.numel() * x.element_size() for x in tensors)
+
+
+def _inputs(setting: Setting, shape: StepShape) -> Case:
+    case = make_case(shape.operator, shape.batch, 1, shape.heads, dtype=BF16, device=setting.device)
+    return case.first_token()
+
+
+def _peers(setting: Setting, shape: StepShape) -> dict[str, StepPeer]:
+    return step_peers_of(shape.operator, shape.pool_dtype) if setting.preparation else {}
+
+
+def _enter(setting: Setting, shape: StepShape, case: Case, name: str, peer: StepPeer) -> None:
+    """A first step, in which it compiles and tunes itself."""
+    setting.say(f"{shape.operator}_step_ {shape}: preparing {name}")
+    with setting.preparation(), torch.no_grad():
+        peer(case, case.empty_state(shape.pool_dtype))[1]()
+        setting.watch.wait()
 
 
 def _ours(kernel: ModuleType) -> StepPeer:

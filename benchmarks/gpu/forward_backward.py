@@ -10,8 +10,8 @@ from torch import Tensor
 from benchmarks.accuracy import Results, reference_results, worst_errors
 from benchmarks.cases import Case, make_case
 from benchmarks.gpu.contestants import Contestant, ours
-from benchmarks.gpu.limit import message, time_limit
-from benchmarks.gpu.peers import Peer, peers_of
+from benchmarks.gpu.limit import message
+from benchmarks.gpu.peers import peers_of
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.shapes import Shape, dtype_name
 from benchmarks.gpu.timing import Stopwatch, Time
@@ -23,22 +23,14 @@ FEW_TOKENS = 8192  # for the reference, which goes token by token
 
 def measure(setting: Setting, shape: Shape) -> dict:
     """Everything about one shape, ready for JSON."""
-    device, reference = setting.device, setting.kernel.reference
-    case = make_case(shape.operator, shape.batch, shape.tokens, shape.heads, dtype=shape.dtype, device=device)
-    generator = torch.Generator(device).manual_seed(1)
-    like = case.inputs["v"]
-    grad_y = torch.randn(like.shape, generator=generator, device=device).to(like.dtype)
+    reference = setting.kernel.reference
+    case, grad_y = _inputs(setting, shape)
     own = ours(setting.kernel, case, shape.algorithm)
     ready = {"flash-rwkv": own}
-    results, failed = {"flash-rwkv": own.results(grad_y)}, {}
-    peers = peers_of(shape.operator) if setting.peer_limit and shape.peers else {}
-    for name, peer in peers.items():
-        setting.say(f"{shape.operator} {shape}: preparing {name}")
-        try:
-            with time_limit(setting.peer_limit):
-                ready[name], results[name] = _prepare(peer, case, grad_y)
-        except Exception as error:  # whatever it is, it belongs into the table
-            failed[name] = message(error)
+    results = {"flash-rwkv": own.results(grad_y)}
+    peers, their_results, failed = _enter_peers(setting, shape, case, grad_y)
+    ready |= peers
+    results |= their_results
     setting.say(f"{shape.operator} {shape}: errors")
     expected = {
         id(each): [
@@ -75,6 +67,11 @@ def measure(setting: Setting, shape: Shape) -> dict:
     }
 
 
+def prepare(setting: Setting, shape: Shape) -> None:
+    """Have the peers compile what `measure` will need."""
+    _enter_peers(setting, shape, *_inputs(setting, shape))
+
+
 def error_heads(case: Case) -> list[int]:
     """Those that errors are measured on: the first and, unless the reference would take minutes, the last."""
     return sorted({0, case.heads - 1 if case.inputs["v"].shape[1] <= FEW_TOKENS else 0})
@@ -93,12 +90,33 @@ def moved_bytes(case: Case) -> dict[str, int]:
     return {"forward": forward, "forward_backward": forward + backward}
 
 
-def _prepare(peer: Peer, case: Case, grad_y: Tensor) -> tuple[Contestant, Results]:
-    contestant = peer(case)
-    results = contestant.results(grad_y)
-    if case.inputs["v"].is_cuda:
-        torch.cuda.synchronize()
-    return contestant, results
+def _inputs(setting: Setting, shape: Shape) -> tuple[Case, Tensor]:
+    """The case, and y's gradient."""
+    device = setting.device
+    case = make_case(shape.operator, shape.batch, shape.tokens, shape.heads, dtype=shape.dtype, device=device)
+    generator = torch.Generator(device).manual_seed(1)
+    like = case.inputs["v"]
+    return case, torch.randn(like.shape, generator=generator, device=device).to(like.dtype)
+
+
+def _enter_peers(
+    setting: Setting, shape: Shape, case: Case, grad_y: Tensor
+) -> tuple[dict[str, Contestant], dict[str, Results], dict[str, str]]:
+    """Those that are ready with what they find, and why the others are not, by name."""
+    ready, results, failed = {}, {}, {}
+    peers = peers_of(shape.operator) if setting.preparation and shape.peers else {}
+    for name, peer in peers.items():
+        setting.say(f"{shape.operator} {shape}: preparing {name}")
+        try:
+            with setting.preparation():
+                contestant = peer(case)
+                found = contestant.results(grad_y)
+                setting.watch.wait()
+            ready[name], results[name] = contestant, found
+        except Exception as error:  # whatever it is, it belongs into the table
+            failed[name] = message(error)
+            setting.say(f"{name}: {failed[name]}")
+    return ready, results, failed
 
 
 def _plain_errors(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +17,17 @@ from benchmarks.gpu.contestants import Contestant
 Peer = Callable[[Case], Contestant]
 # Takes a token a sequence, and empty states; gives the token as it takes it, and a function that decodes it.
 StepPeer = Callable[[Case, Tensor], tuple[Case, Callable[[], Tensor]]]
+
+
+def compile_ahead(folder: Path, operators: Sequence[str]) -> None:
+    """Begin what flash-rwkv's import does with nvcc for a minute, in a process of its own.
+
+    Torch's lock on the files has the import that needs them wait for it. What is timed until then is timed on
+    the GPU, which nvcc does not use.
+    """
+    if {"wkv5", "wkv6"} & set(operators):
+        code = f"import sys; sys.path.append({str(folder)!r}); import flash_rwkv.rwkv5"
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def peers_of(operator: str) -> dict[str, Peer]:

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import torch
 
+from benchmarks.gpu.preparation import Preparation
 from benchmarks.gpu.timing import Stopwatch
 
 
@@ -19,14 +20,14 @@ class Setting:
         kernel: ours, loaded.
         watch: the clock of the device.
         copy_rate: bytes read and written a second by a copy, for the floors.
-        peer_limit: seconds that a peer may take to get ready; None: no peers.
+        preparation: of each peer; None: no peers.
         say: told what goes on.
     """
 
     kernel: ModuleType
     watch: Stopwatch
     copy_rate: float
-    peer_limit: float | None
+    preparation: Preparation | None
     say: Callable[[str], None]
 
     @property

@@ -13,18 +13,21 @@ from rich.console import Console
 
 from benchmarks.cpu import load_kernel
 from benchmarks.gpu.__main__ import default_folder
+from benchmarks.gpu.preparation import REHEARSAL, Preparation
 from benchmarks.gpu.timing import Stopwatch
 from benchmarks.machine import RESULTS, ROOT, describe, describe_gpu, disturbed, watch_other_work
 from benchmarks.models import store
 from benchmarks.models.bars import bars, missed
-from benchmarks.models.measure import Setting, measure
+from benchmarks.models.measure import Setting, measure, prepare
 from benchmarks.models.shapes import PUBLISHED, SIZES, VERSIONS, sizes, work
 from benchmarks.models.table import print_results
 from benchmarks.stamp import outcome
+from benchmarks.together import together
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write; 1 if a bar is missed."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
@@ -44,8 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     def say(line: str) -> None:
         console.print(f"{time.monotonic() - start:5.0f} s  {line}", highlight=False)
 
-    limit = options.peer_seconds if options.use_peers else None
-    setting = Setting(kernel, Stopwatch(device), options.compile, limit, say)
+    preparation = REHEARSAL if options.prepare else Preparation(options.peer_seconds)
+    setting = Setting(kernel, Stopwatch(device), options.compile, options.use_peers, preparation, say)
+    if options.prepare:
+        return prepare_all(setting, options, arguments)
     folder = options.out or _folder(device, machine, options)
     rows = []
     for version, size in options.models:
@@ -53,17 +58,29 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"{version} {size}: left out, more than {options.seconds:g} s have passed")
             continue
         other_work = watch_other_work()
-        row = measure(setting, sizes(version, size), size, work(device, size, options.quick))
-        if device.type == "cpu":
-            machine["other_work"] = other_work()
-        row["bars"] = bars(row)
-        store.add(folder, machine, row)
+        for row in measure(setting, sizes(version, size), size, work(device, size, options.quick)):
+            if device.type == "cpu":
+                machine["other_work"] = other_work()
+            # Written after each kind of work: a run that is cut off leaves what it had.
+            row["bars"] = bars(row)
+            store.add(folder, machine, row)
         rows.append(row)
     print_results(console, rows)
     if device.type == "cpu" and (disturbance := disturbed(store.load(folder)["machine"])):
         console.print(disturbance, style="yellow", highlight=False)
     say(f"written to {folder / store.NAME}; `python -m benchmarks.report` puts it into the README")
     return int(any(missed(row) for row in rows))
+
+
+def prepare_all(setting: Setting, options: argparse.Namespace, arguments: list[str]) -> int:
+    """Have everything compiled: a model in this process, several in processes of their own."""
+    if len(options.models) > 1:
+        each = {" ".join(one): [*arguments, "--only", one[0], "--sizes", one[1]] for one in options.models}
+        return int(bool(together("benchmarks.models", each, setting.say)))
+    version, size = options.models[0]
+    prepare(setting, sizes(version, size), size, work(setting.device, size, options.quick))
+    setting.say("prepared")
+    return 0
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -92,6 +109,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--peer-seconds",
         type=float,
         help="for a peer to get ready for a kind of work  (default: 120, quick 15)",
+    )
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="only have ours and the peers compile, models at once: a later run finds it on the disk; "
+        "the GPU may be busy meanwhile",
     )
     parser.add_argument("--seconds", type=float, default=3600, help="begin no further model after so long")
     parser.add_argument("--commit", metavar="SHA", help="what the tree holds, where Git cannot tell")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from benchmarks.accuracy import relative_error
-from benchmarks.gpu.limit import message, time_limit
+from benchmarks.gpu.limit import message
+from benchmarks.gpu.preparation import Preparation
 from benchmarks.gpu.timing import Run, Stopwatch, Time
 from benchmarks.models import fla_models, official, ours
 from benchmarks.models.contestant import DECODE, PREFILL, TRAINING, Contestant
@@ -26,6 +27,8 @@ GRAPH = "decode_graph"
 ENTER = "enter"  # without which there is nothing else
 ROUNDS = range(3, 31)
 DECODE_CALLS = 10
+# All that may differ among layers: the first takes part in other graphs than the rest.
+REHEARSED_LAYERS = 2
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,16 @@ class Setting:
         kernel: ours, loaded.
         watch: the clock of the device.
         compiled: whether our model is timed with compiled mixing too.
-        peer_limit: seconds that a peer may take to get ready for one kind of work; None: no peers.
+        peers: whether other people's models are timed beside it.
+        preparation: what a first call of a kind of work runs in.
         say: told what goes on.
     """
 
     kernel: ModuleType
     watch: Stopwatch
     compiled: bool
-    peer_limit: float | None
+    peers: bool
+    preparation: Preparation
     say: Callable[[str], None]
 
     @property
@@ -72,26 +77,37 @@ class Row:
         return not {what, ENTER} & self.found["failed"].keys()
 
 
-def measure(setting: Setting, size: Sizes, name: str, work: Work) -> dict:
-    """Everything about one shape, ready for JSON."""
+def measure(setting: Setting, size: Sizes, name: str, work: Work) -> Iterator[dict]:
+    """Everything about one shape, ready for JSON, after each kind of work that adds to it."""
     trial = Trial(setting, size, name, work)
     try:
         trial.enter()
-        trial.prefill()
-        trial.decode()
-        trial.train()
+        stages = [trial.prefill, trial.decode, trial.train]
         if setting.device.type == "cuda":
-            trial.decode_in_graphs()
+            stages.append(trial.decode_in_graphs)
+        for stage in stages:
+            stage()
+            yield {
+                "version": size.folder,
+                "size": name,
+                "shape": asdict(size),
+                "dtype": str(work.dtype).removeprefix("torch."),
+                "batch": 1,
+                "contestants": [row.found for row in trial.rows.values()],
+            }
     finally:
         trial.close()
-    return {
-        "version": size.folder,
-        "size": name,
-        "shape": asdict(size),
-        "dtype": str(work.dtype).removeprefix("torch."),
-        "batch": 1,
-        "contestants": [row.found for row in trial.rows.values()],
-    }
+
+
+def prepare(setting: Setting, size: Sizes, name: str, work: Work) -> None:
+    """Have ours and the peers compile what `measure` will need, without a time of it."""
+    trial = Trial(setting, replace(size, num_hidden_layers=REHEARSED_LAYERS), name, work)
+    try:
+        trial.enter()
+        for what in (PREFILL, DECODE, TRAINING):
+            trial.get_ready(what, trial.contestants)
+    finally:
+        trial.close()
 
 
 class Trial:
@@ -104,12 +120,13 @@ class Trial:
         self.ids = torch.randint(1, size.vocab_size, shape, generator=generator, device=setting.device)
         self.rows: dict[str, Row] = {}
         self.contestants: list[Contestant] = []
+        self.peers: list[Contestant] = []
         self.pip: official.Official | None = None
 
     def enter(self) -> None:
-        """Make the contestants, all with the same weights, and compare them with the loop in float32."""
+        """Make the contestants, all with the same weights, and compare ours with the loop in float32."""
         setting, size, work = self.setting, self.size, self.work
-        self._say("weights and errors")
+        self._say("the loop in float32")
         weights = ours.random_weights(size, setting.device)
         loop = ours.looping(size, weights, torch.float32, work.loop_tokens, setting.kernel)
         self.exact = Exact.of(loop, self.ids[:, : work.checked_tokens])
@@ -117,16 +134,29 @@ class Trial:
             row = self._join(each)
             if each.name == ours.LOOP and work.dtype == torch.float32:
                 continue  # it is what the others are compared with
+            self._say(f"errors of {each.name}")
             with row.attempt(ENTER):
                 errors = {"logits": self.exact.of_logits(each), "gradients": self.exact.of_gradients(each)}
                 row.found["errors"] = errors
-        if setting.peer_limit and setting.device.type == "cuda":
+        if setting.peers and setting.device.type == "cuda":
             for name, build in fla_models.contestants(size, weights, work).items():
                 self._enter_peer(name, build)
-        elif setting.peer_limit:
+        elif setting.peers:
             self._enter_official(weights)
 
+    def get_ready(self, what: str, contestants: Sequence[Contestant]) -> None:
+        """A first call of a kind of work, in which they compile and tune themselves."""
+        for each in contestants:
+            row = self.rows[each.name]
+            if what not in each.does or not row.can(what):
+                continue
+            self._say(f"{what}, preparing {each.name}")
+            with row.attempt(what), self.setting.preparation():
+                self._first(each, what)
+                self.setting.watch.wait()
+
     def prefill(self) -> None:
+        self.get_ready(PREFILL, self.peers)
         self._say("prefill")
         runs = {each.name: lambda each=each: each.prefill(self.ids) for each in self._able(PREFILL)}
         tokens = {each.name: each.tokens for each in self._able(PREFILL)}
@@ -137,6 +167,7 @@ class Trial:
             self.rows[name].time(PREFILL, tokens[name], time)
 
     def decode(self) -> None:
+        self.get_ready(DECODE, self.peers)
         self._say("decode")
         prompt = self.ids[:, : self.work.loop_tokens]
         runs = {each.name: Decoder(each, prompt).step for each in self._able(DECODE)}
@@ -165,6 +196,7 @@ class Trial:
                     row.found["errors"]["graph"] = relative_error(logits, self.exact.logits)
 
     def train(self) -> None:
+        self.get_ready(TRAINING, self.peers)
         self._say("training")
         able = self._able(TRAINING)
         runs = {each.name: lambda each=each: each.train(self.ids) for each in able}
@@ -184,6 +216,7 @@ class Trial:
         if self.pip is not None:
             self.pip.close()
         self.contestants.clear()
+        self.peers.clear()
         torch._dynamo.reset()
         gc.collect()
         if self.setting.device.type == "cuda":
@@ -197,25 +230,21 @@ class Trial:
         return [each for each in self.contestants if what in each.does and self.rows[each.name].can(what)]
 
     def _enter_peer(self, name: str, build: Callable[[], Contestant]) -> None:
-        """A first call of each kind of work, in which it compiles and tunes itself."""
-        self._say(f"preparing {name}")
+        self._say(f"importing {name}")
         row = self.rows[name] = Row(name)
-        with row.attempt(ENTER):
+        with row.attempt(ENTER), self.setting.preparation():
             peer = build()
             self._join(peer)
-        if not row.can(ENTER):
-            return
-        firsts: dict[str, Run] = {
-            PREFILL: lambda: peer.prefill(self.ids),
-            DECODE: lambda: Decoder(peer, self.ids[:, : self.work.loop_tokens]).step(),
-            TRAINING: lambda: peer.train(self.ids),
-        }
-        for what in peer.does:
-            with row.attempt(what), time_limit(self.setting.peer_limit):
-                firsts[what]()
-                self.setting.watch.wait()
-        if PREFILL in peer.does and row.can(PREFILL):
-            row.found["errors"]["logits"] = self.exact.of_logits(peer)
+            self.peers.append(peer)
+
+    def _first(self, contestant: Contestant, what: str) -> None:
+        if what == PREFILL:
+            contestant.prefill(self.ids)
+            self.rows[contestant.name].found["errors"]["logits"] = self.exact.of_logits(contestant)
+        elif what == DECODE:
+            Decoder(contestant, self.ids[:, : self.work.loop_tokens]).step()
+        else:
+            contestant.train(self.ids)
 
     def _enter_official(self, weights: dict[str, Tensor]) -> None:
         row = self.rows[official.NAME] = Row(official.NAME)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -11,11 +14,14 @@ import pytest
 import torch
 
 from benchmarks import report
+from benchmarks.gpu.preparation import Preparation
+from benchmarks.gpu.timing import Stopwatch
 from benchmarks.models import __main__ as command
 from benchmarks.models import fla_models, ours, store
 from benchmarks.models import report as models_report
 from benchmarks.models.bars import bars, missed
 from benchmarks.models.fla_weights import fla_weights
+from benchmarks.models.measure import Row, Setting, Trial
 from benchmarks.models.memory import peak_bytes
 from benchmarks.models.shapes import VERSIONS, sizes, work
 
@@ -154,6 +160,48 @@ def test_a_small_run_writes_what_it_prints(
         assert f"{pip['decode']['tokens_s']:,.0f}" in printed
     written["machine"]["other_work"] = 0.0
     assert models_report.section(written).count("| rwkv (pip) |") == 3
+
+
+def test_a_run_that_is_cut_off_leaves_what_it_had(
+    kernel_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: Trial) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trial, "train", interrupt)
+    arguments = ["--only", "rwkv7", "--sizes", "trial", "--no-peers", "--out", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        command.main([*arguments, "--kernel", str(kernel_path)])
+    own = store.load(tmp_path)["rows"][0]["contestants"][0]
+    assert {"prefill", "decode"} <= own.keys()
+    assert "training" not in own
+
+
+def test_a_peer_that_is_not_ready_in_time_is_left_out(kernel: ModuleType) -> None:
+    size = sizes("rwkv7", "trial")
+    limit = Preparation(0.05)
+    setting = Setting(kernel, Stopwatch(CPU), compiled=False, peers=False, preparation=limit, say=str)
+    trial = Trial(setting, size, "trial", work(CPU, "trial", True))
+    trial.enter()
+    slow = replace(trial.contestants[0], name="slow", around=lambda: nullcontext(time.sleep(5)))
+    trial.rows["slow"] = Row("slow")
+    trial.contestants.append(slow)
+    trial.peers.append(slow)
+    trial.prefill()
+    assert trial.rows["slow"].found["failed"] == {"prefill": "TimeoutError: not ready after 0.05 s"}
+    assert "prefill" in trial.rows[ours.NAME].found
+    trial.close()
+
+
+def test_preparing_takes_the_same_path_and_writes_nothing(
+    kernel_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--prepare", "--only", "rwkv6", "--sizes", "trial", "--no-peers", "--out", str(tmp_path)]
+    assert command.main([*arguments, "--kernel", str(kernel_path)]) == 0
+    printed = capsys.readouterr().out
+    for what in ("prefill", "decode", "training"):
+        assert f"{what}, preparing {ours.NAME}" in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_section_and_picture_of_a_gpu(tmp_path: Path) -> None:
