@@ -166,16 +166,21 @@ def test_cuda_variant_compiles_where_no_gpu_is(mirror: Path, machine: str) -> No
             assert f"flash_rwkv::cuda::{operator}_{kind}(" in symbols
 
 
+@pytest.fixture(scope="module")
+def copy(repository: Repository) -> Path:
+    """The sources themselves in another folder of this checkout, beside the objects of earlier runs."""
+    root = ROOT / ".build" / "cuda-test of a copy"
+    for name in repository.inputs():
+        shutil.rmtree(root / name, ignore_errors=True)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy2)(ROOT / name, root / name)
+    return root
+
+
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("machine", [toolkit()])
-def test_cuda_variant_is_the_same_from_another_folder(
-    repository: Repository, mirror: Path, tmp_path: Path, machine: str
-) -> None:
-    """All of it, as the order of linking shows in the whole alone; what is compiled already is not again."""
-    copy = tmp_path / "a copy of the sources"
-    for name in repository.inputs():
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, copy / name)
+def test_cuda_variant_is_the_same_from_another_folder(mirror: Path, copy: Path, machine: str) -> None:
+    """All of it, as the order of linking shows in the whole alone."""
     arguments = ["build", "--variant", CUDA_VARIANT, "--capability", "9.0"]
     for root, jobs in ((copy, ["--jobs", "2"]), (mirror, [])):
         result = CliRunner().invoke(main, ["--root", str(root), *arguments, *jobs])
