@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from builder.api import broken, read_api
 from builder.config import Repository
@@ -98,7 +98,11 @@ def refuse_to_break(api: HfApi, repo: str, branch: str, folders: Iterable[Path])
 
 def _published_variants(api: HfApi, repo: str, branch: str) -> set[str]:
     try:
-        files = api.list_repo_files(repo, repo_type="kernel", revision=branch)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
+        # Asked first, for it fails at once where listing files would try again for half a minute.
+        branches = {ref.name for ref in api.list_repo_refs(repo, repo_type="kernel").branches}
+    except RepositoryNotFoundError:
         return set()
+    if branch not in branches:
+        return set()
+    files = api.list_repo_files(repo, repo_type="kernel", revision=branch)
     return {name.split("/")[1] for name in files if name.startswith("build/") and name.count("/") > 1}
