@@ -75,13 +75,15 @@ def test_checkpoints(simt_kernel, operator, lengths) -> None:
 
 
 def unpacked(checkpoints: Tensor) -> Tensor:
-    """[H, N, N] as saved: of bfloat16 in the order of fragments, blocks of 16 · 16 elements."""
-    if checkpoints.dtype == torch.float32:
-        return checkpoints
+    """[H, N, N] as saved: blocks of 16 · 16 elements as the lanes of a warp have them."""
     heads, size = checkpoints.shape[:2]
-    # [H, 16 rows, 16 columns, then lanes (g, t) with right and left half of columns, rows g and g + 8, pairs]
-    parts = checkpoints.view(heads, size // 16, size // 16, 8, 4, 2, 2, 2)
-    return parts.permute(0, 1, 6, 3, 2, 5, 4, 7).reshape(heads, size, size)
+    blocks = (heads, size // 16, size // 16)
+    # Lanes (g, t); left and right half of the columns, which in fp32 lie apart; rows g and g + 8; pairs.
+    if checkpoints.dtype == torch.float32:
+        parts = checkpoints.view(*blocks, 2, 8, 4, 2, 2).permute(0, 1, 6, 4, 2, 3, 5, 7)
+    else:
+        parts = checkpoints.view(*blocks, 8, 4, 2, 2, 2).permute(0, 1, 6, 3, 2, 5, 4, 7)
+    return parts.reshape(heads, size, size)
 
 
 def test_segments(simt_kernel, operator) -> None:

@@ -31,9 +31,20 @@ class ValueRows {
     });
   }
 
-  // What is saved of a state for backward, [N_value, N_key] elements.
+  // What is saved of a state for backward: sums as they lie in registers, so that a warp writes 512 bytes at once.
   using Checkpoint = float;
-  __device__ __forceinline__ void save(Checkpoint* to) { store(to, kSize); }
+  __device__ __forceinline__ void save(Checkpoint* to) const {
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+      const float (&x)[4] = s_[i / 2].x[i % 2];
+      ptx::st_global_b32(to + place(i), make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]),
+                                                   __float_as_uint(x[3])));
+    }
+  }
+  __device__ __forceinline__ void load_saved(const Checkpoint* from) {
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) take(i, *reinterpret_cast<const float4*>(from + place(i)));
+  }
 
   // What a segment of tokens with these summaries, [N_value, N_key] and [N_key], makes of the state before it.
   __device__ __forceinline__ void append(const float* matrix, const float* decays) {
@@ -46,6 +57,15 @@ class ValueRows {
   }
 
  protected:
+  static constexpr int kFours = 2 * kBlocks;  // of a lane
+
+  // Where this lane's four number i is in what is saved.
+  __device__ __forceinline__ int place(int i) const { return ((first_row_ / 16 * kFours + i) * kWarp + lane_) * 4; }
+  __device__ __forceinline__ void take(int i, const float4& four) {
+    float (&x)[4] = s_[i / 2].x[i % 2];
+    x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
+  }
+
   // Columns 16 block … 16 block + 15 by decays [kSize].
   __device__ __forceinline__ void scale(int block, const float* decays) {
     const float2* const decay = reinterpret_cast<const float2*>(decays) + lane_ % 4;

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kBackwardWarps<kSize>* kWarp, kSize == 64 ? 2 
     return static_cast<float*>(view.data) + sequence * view.stride[0] + head * view.stride[1];
   };
   BackwardRows<T, kSize, kStates> gradient(16 * warp);
-  if (kCarried) gradient.load(gradients + last * next_matrix, kSize);
+  if (kCarried) gradient.load_saved(gradients + last * next_matrix);
   else if (g.grad_final_state.data != nullptr)
     gradient.load(matrix_of(g.grad_final_state), g.grad_final_state.stride[2]);
   else gradient.clear();

@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kCarryWarps* kWarp, 1)
   int preparer = 0;
   for (int chunk = chunks - 1; chunk >= 0; --chunk) {
     if (chunk == chunks - 1 || chunk % kChunks == kChunks - 1)
-      gradient.store(gradients + chunk / kChunks * p.num_heads * kSize * kSize, kSize);
+      gradient.save(gradients + chunk / kChunks * p.num_heads * kSize * kSize);
     if (preparer % kGroup == 0) ptx::bar_sync(full(preparer), threads);
     gradient.backward(memory.chunk(preparer), g.grad_y.data != nullptr);
     // Nobody waits for memory that no other chunks follow in.

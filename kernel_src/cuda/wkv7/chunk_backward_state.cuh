@@ -15,27 +15,16 @@ class BackwardRows : public ValueRows<T, kSize> {
   using ValueRows<T, kSize>::ValueRows;
   using ValueRows<T, kSize>::kBlocks;
 
-  // --- A saved matrix [kSize, kSize], fp32, by way of two tiles of these rows, those of the last two chunks, each of half of
-  // the columns. What a warp copies it loads itself.
+  // --- A saved matrix, by way of the tiles of these rows of the last two chunks. What a lane copies it loads itself.
 
   __device__ __forceinline__ void fetch(const Memory& memory, const float* matrix) const {
-    constexpr int kPieces = kSize / 4, kRows = kWarp / kPieces;
-    const float* const from = matrix + (first_row_ + lane_ / kPieces) * kSize + lane_ % kPieces * 4;
 #pragma unroll
-    for (int i = 0; i < 16 / kRows; ++i) {
-      const int row = kRows * i + lane_ / kPieces, piece = lane_ % kPieces;
-      ptx::cp_async_cg_shared_global<16>(staged(memory, row, piece), from + kRows * i * kSize, 16);
-    }
+    for (int i = 0; i < kFours; ++i) ptx::cp_async_cg_shared_global<16>(staged(memory, i), matrix + this->place(i), 16);
   }
 
   __device__ __forceinline__ void load_fetched(const Memory& memory) {
 #pragma unroll
-    for (int i = 0; i < 4 * kBlocks; ++i) {
-      const int row = lane_ / 4 + i % 2 * 8, piece = i / 2 * 2 + lane_ % 4 / 2;
-      const float2 pair = *reinterpret_cast<const float2*>(staged(memory, row, piece) + lane_ % 2 * 8);
-      float* const to = &s_[i / 4].x[i / 2 % 2][i % 2 * 2];
-      to[0] = pair.x, to[1] = pair.y;
-    }
+    for (int i = 0; i < kFours; ++i) this->take(i, *reinterpret_cast<const float4*>(staged(memory, i)));
     __syncwarp();
   }
 
@@ -98,12 +87,11 @@ class BackwardRows : public ValueRows<T, kSize> {
   using ValueRows<T, kSize>::lane_;
   using ValueRows<T, kSize>::first_row_;
   using ValueRows<T, kSize>::s_;
+  using ValueRows<T, kSize>::kFours;
 
-  // 16 bytes of a row of these.
-  __device__ __forceinline__ char* staged(const Memory& memory, int row, int piece) const {
-    constexpr int kPieces = kSize / 8;  // of a tile's row
-    return memory.state(kChunks - 1 - piece / kPieces, first_row_ / 16).data +
-           Tile<kSize>::offset(row, piece % kPieces);
+  __device__ __forceinline__ char* staged(const Memory& memory, int i) const {
+    constexpr int kEach = kFours / 2;  // in a tile
+    return memory.state(kChunks - 1 - i / kEach, first_row_ / 16).data + (i % kEach * kWarp + lane_) * 16;
   }
 
   __device__ __forceinline__ void round(Fragment (&s)[kBlocks]) const {
