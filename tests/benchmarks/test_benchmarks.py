@@ -130,6 +130,17 @@ def test_report_refuses_results_of_different_runs(tmp_path: Path) -> None:
         report.load(tmp_path)
 
 
+def test_a_child_that_is_still_there_counts_as_own_work() -> None:
+    before = machine._own_seconds()
+    code = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        child.stdout.readline()
+        assert machine._own_seconds() - before >= 0.25
+    finally:
+        child.communicate()
+
+
 def test_other_work_is_what_this_process_did_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(machine.time, "perf_counter", iter([0.0, 10.0]).__next__)
