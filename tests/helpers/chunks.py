@@ -112,9 +112,14 @@ def chunk_gradients(
     keywords: dict,
     scale: float = 1.0,
     of: tuple[int, ...] = (0, 1),
+    drawn: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Of every input, for random gradients, times `scale`, of the results in `of` (y, the final state)."""
-    return _gradients(kernel, operator, inputs, {"algorithm": "chunk", **keywords}, scale, of)
+    """Of every input, for random gradients, times `scale`, of the results in `of` (y, the final state).
+
+    Unless they are `drawn` already, the host draws them, which for large results takes it longer than
+    anything else takes a GPU.
+    """
+    return _gradients(kernel, operator, inputs, {"algorithm": "chunk", **keywords}, scale, of, drawn)
 
 
 def assert_gradients_accurate(
@@ -143,10 +148,11 @@ def _gradients(
     keywords: dict,
     scale: float,
     of: tuple[int, ...],
+    drawn: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     leaves = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
     results = call(namespace, operator, leaves, **keywords)
-    scaled = [scale * x for x in output_gradients(*results, seed=1)]
+    scaled = [scale * x for x in drawn or output_gradients(*results, seed=1)]
     gradients = torch.autograd.grad(
         [results[i] for i in of],
         list(leaves.values()),
