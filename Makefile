@@ -35,6 +35,7 @@ check: $(VENV)/.dev build ## Lint, formatting, the ABI and the layout of what wa
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run --Werror $(CXX_FILES))
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/python -m builder check
 	@if command -v nix-instantiate >/dev/null; then nix-instantiate --parse flake.nix >/dev/null \
 		&& echo "flake.nix parses"; else echo "nix-instantiate is not here: flake.nix not parsed"; fi

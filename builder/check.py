@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,16 +67,23 @@ def check_variants(repository: Repository, folder: Path) -> tuple[list[str], lis
     return [variant.name for variant in variants], findings
 
 
-def variant_folders(folder: Path) -> list[Path]:
+def variant_folders(folder: Path, wanted: Sequence[str] = (), called: str | None = None) -> list[Path]:
     """The variants under a folder, or the folder itself when it is one.
 
+    Args:
+        wanted: names of those to return; empty for all.
+        called: what the folder is to a user, if that is not its path.
+
     Raises:
-        BuilderError: there is none.
+        BuilderError: there is none, or a wanted one is missing.
     """
     variants = [folder] if (folder / METADATA).is_file() else sorted(_folders(folder))
     if not variants:
         raise BuilderError(f"{folder} holds no build variant. Run `python -m builder build` first.")
-    return variants
+    names = [variant.name for variant in variants]
+    if missing := [name for name in wanted if name not in names]:
+        raise BuilderError(f"{called or folder} has no variant {missing[0]}; it has {', '.join(names)}.")
+    return [variant for variant in variants if not wanted or variant.name in wanted]
 
 
 def check_sources(repository: Repository) -> Iterator[Finding]:

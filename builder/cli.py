@@ -258,6 +258,37 @@ def verify_command(root: Path, where: str, names: tuple[str, ...]) -> None:
         sys.exit(1)
 
 
+@main.command("sign")
+@click.option("--variant", "names", multiple=True, metavar="NAME", help="This one alone; repeatable.")
+@click.option(
+    "--identity-token",
+    "token",
+    metavar="TOKEN",
+    help="An OpenID Connect token for the audience `sigstore`.  [default: that of the CI job this runs in]",
+)
+@click.option(
+    "--trust-config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Another Sigstore than the public one, as a ClientTrustConfig.",
+)
+@click.pass_obj
+def sign_command(root: Path, names: tuple[str, ...], token: str | None, trust_config: Path | None) -> None:
+    """Sign the variants in build/ with Sigstore: each gets a metadata.json.sigstore.
+
+    The metadata has the digest of every other file. There is no key to keep: the signature is of the
+    identity that the token proves, such as a workflow on GitHub, and is entered in a public log. `publish`
+    uploads it; a loader can require it.
+    """
+    from builder.sign import sign
+
+    with console.status("signing"):
+        signed, identity = sign(open_repository(root), names, token, trust_config)
+    for path in signed:
+        console.print(str(path.relative_to(root)), highlight=False, soft_wrap=True)
+    console.print(f"signed as {identity}", highlight=False, soft_wrap=True)
+
+
 @main.command("publish")
 @click.option("--repo", metavar="OWNER/NAME", help="Hub repository.  [default: repo-id of build.toml]")
 @click.option("--version", type=click.IntRange(min=1), help="Branch vN.  [default: version of build.toml]")

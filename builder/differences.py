@@ -9,6 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from builder.elf import Section, read_sections, symbol_at
+from builder.package import SIGNATURE
 
 ELF_MAGIC = b"\x7fELF"
 EXCERPT = 32  # bytes shown of each side
@@ -31,13 +32,13 @@ class FilePair:
 
 
 def compare_variants(first: Path, second: Path) -> list[FilePair]:
-    """Every file of two folders by its SHA-256; what Python caches beside them does not count."""
+    """Every file of two folders by its SHA-256; what Python caches and who signed does not count."""
     return [_pair(name, first / name, second / name) for name in sorted({*_names(first), *_names(second)})]
 
 
 def _names(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
-        if path.is_file() and "__pycache__" not in path.parts:
+        if path.is_file() and "__pycache__" not in path.parts and path.name != SIGNATURE:
             yield path.relative_to(folder).as_posix()
 
 

@@ -16,6 +16,7 @@ from builder.source_state import SourceState
 from builder.variants import PlainVariant, Variant
 
 METADATA = "metadata.json"
+SIGNATURE = f"{METADATA}.sigstore"  # where kernels' `verify-signature` looks for it
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,13 @@ def _metadata(parts: Parts, state: SourceState, stage: Path) -> dict:
 
 
 def _same(left: Path, right: Path) -> bool:
-    """Whether two folders hold the same files; what Python caches beside them does not count."""
+    """Whether two folders hold the same files; what Python caches beside them does not count.
+
+    Neither does a signature: of the same files it stays right.
+    """
     return right.is_dir() and _contents(left) == _contents(right)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
     files = (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files if p.name != SIGNATURE}

@@ -44,11 +44,7 @@ def fetch_published(where: str, repository: Repository, wanted: tuple[str, ...])
     folder = Path(where)
     if not folder.is_dir():
         folder = _download(where, repository.root / ".build" / "verify" / "published") / "build"
-    found = variant_folders(folder)
-    names = [path.name for path in found]
-    if missing := [name for name in wanted if name not in names]:
-        raise BuilderError(f"{where} has no variant {missing[0]}; it has {', '.join(names)}.")
-    return [path for path in found if not wanted or path.name in wanted]
+    return variant_folders(folder, wanted, where)
 
 
 def verify(repository: Repository, published: Path, console: Console) -> list[FilePair]:

@@ -271,4 +271,4 @@ def test_hub_that_refuses(release: TinyKernel, hub: LoopbackHub, status: int, me
 
 
 def test_the_group_is_what_the_module_runs() -> None:
-    assert set(main.commands) == {"list", "build", "lock", "check", "reproduce", "verify", "publish"}
+    assert set(main.commands) == {"list", "build", "lock", "check", "reproduce", "verify", "sign", "publish"}
