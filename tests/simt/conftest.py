@@ -21,6 +21,17 @@ def simt_kernel() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def racing_kernel() -> ModuleType:
+    """The same, in which races end a launch."""
+    return emulated.load(Path(os.environ.get("FLASH_RWKV_SIMT_SOURCES", emulated.ROOT)), races=True)
+
+
+@pytest.fixture(scope="session")
 def library() -> ctypes.CDLL:
     """The small kernels of `kernels/`."""
     return emulated.load_library(*sorted(KERNELS.glob("*.cu")))
+
+
+@pytest.fixture(scope="session")
+def racing_library() -> ctypes.CDLL:
+    return emulated.load_library(*sorted(KERNELS.glob("*.cu")), races=True)

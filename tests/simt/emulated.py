@@ -38,9 +38,12 @@ REPLACED = {
     "torch-ext/torch_binding_cuda.cpp",
     "torch-ext/workers.cpp",
 }
+OF_EMULATOR = ("simt.cpp", "races.cpp")
 FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-fvisibility=hidden"]
 # What nvcc does by itself, for capability 9.0.
 AS_CUDA = ["-D__CUDACC__", "-D__CUDA_ARCH__=900", "-include", "cuda_runtime_api.h"]
+# Every access to memory is a call of emulator/races.cpp, which is linked instead of g++'s own library.
+WITH_RACES = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
 
 BUILD_TOML = """\
 [general]
@@ -62,11 +65,21 @@ depends = []
 include = ["emulator", "kernel_src", "kernel_src/include"]
 cxx-flags = {cuda_flags}
 src = {kernels}
+
+[kernel.emulator]
+backend = "cpu"
+depends = []
+include = ["emulator"]
+cxx-flags = {emulator_flags}
+src = {emulator}
 """
 
 
-def load(sources: Path = ROOT, jobs: int | None = None) -> ModuleType:
+def load(sources: Path = ROOT, jobs: int | None = None, races: bool = False) -> ModuleType:
     """The kernel of a checkout, compiled as far as it has to be.
+
+    Args:
+        races: find races of warps in shared memory, several times more slowly.
 
     Raises:
         BuilderError: a source does not compile; the compiler's messages have been printed.
@@ -76,9 +89,10 @@ def load(sources: Path = ROOT, jobs: int | None = None) -> ModuleType:
 
     sources = sources.resolve()
     name = "own" if sources == ROOT else hashlib.sha256(str(sources).encode()).hexdigest()[:10]
+    name += "-races" if races else ""
     root = WORK / name
     with exclusive(WORK / f"{name}.lock"):
-        _write(root, _copies(sources))
+        _write(root, _copies(sources, races))
         repository = open_repository(root)
         build_variant(repository, known_variants(repository)[0], Console(), jobs=jobs)
     return get_local_kernel(root)
@@ -92,20 +106,28 @@ def setting(order: str = "forward", processors: int = 132) -> Iterator[None]:
         yield
 
 
-def load_library(*kernels: Path) -> ctypes.CDLL:
+def load_library(*kernels: Path, races: bool = False) -> ctypes.CDLL:
     """CUDA sources by themselves, with the functions that they declare `extern "C"`."""
     files = {f"{path.name}.cpp": to_cxx(path.read_text(encoding="utf-8")) for path in kernels}
     files |= {path.relative_to(EMULATOR).as_posix(): path.read_text(encoding="utf-8") for path in _emulator()}
-    content = "".join(f"{name}\0{files[name]}\0" for name in sorted(files)) + str(FLAGS + AS_CUDA)
+    of_kernels = WITH_RACES if races else []
+    content = "".join(f"{name}\0{files[name]}\0" for name in sorted(files)) + str(
+        FLAGS + AS_CUDA + of_kernels
+    )
     root = WORK / f"library-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     with exclusive(WORK / "library.lock"):
         if not (root / "library.so").is_file():
             _write(root, files)
             compiler = find_toolchain(Variant(PLATFORMS[0], "2.11")).cxx
-            names = [name for name in files if name.endswith(".cu.cpp")]
-            flags = [flag for flag in FLAGS if "visibility" not in flag] + AS_CUDA
-            command = [compiler, "-shared", "-fPIC", "-I.", *flags, "simt.cpp", *names, "-o", "partial.so"]
-            subprocess.run(command, cwd=root, check=True)
+            flags = ["-fPIC", "-I.", *(flag for flag in FLAGS if "visibility" not in flag), *AS_CUDA]
+            objects = []
+            for name in files:
+                if name.endswith(".cu.cpp") or name in OF_EMULATOR:
+                    options = [] if name in OF_EMULATOR else of_kernels
+                    objects.append(f"{name}.o")
+                    command = [compiler, "-c", *flags, *options, name, "-o", objects[-1]]
+                    subprocess.run(command, cwd=root, check=True)
+            subprocess.run([compiler, "-shared", *objects, "-o", "partial.so"], cwd=root, check=True)
             (root / "partial.so").rename(root / "library.so")
     return ctypes.CDLL(str(root / "library.so"))
 
@@ -114,7 +136,7 @@ def _emulator() -> list[Path]:
     return sorted(path for path in EMULATOR.rglob("*") if path.is_file())
 
 
-def _copies(sources: Path) -> dict[str, str]:
+def _copies(sources: Path, races: bool) -> dict[str, str]:
     """What is compiled, by its place in the repository that is put together."""
     files = {f"emulator/{path.relative_to(EMULATOR).as_posix()}": _text(path) for path in _emulator()}
     kernels = [path for path in (sources / "kernel_src" / "cuda").rglob("*") if path.is_file()]
@@ -138,11 +160,14 @@ def _copies(sources: Path) -> dict[str, str]:
     binding = [
         name for name in compiled if name.startswith("torch-ext/") or name.endswith("/device_kernels.cpp")
     ]
+    emulator = [f"emulator/{name}" for name in OF_EMULATOR]
     files["build.toml"] = BUILD_TOML.format(
         flags=FLAGS,
-        cuda_flags=FLAGS + AS_CUDA,
+        cuda_flags=FLAGS + AS_CUDA + (WITH_RACES if races else []),
+        emulator_flags=FLAGS + AS_CUDA,
         binding=binding,
-        kernels=[name for name in compiled if name not in binding],
+        kernels=[name for name in compiled if name not in (*binding, *emulator)],
+        emulator=emulator,
     )
     return files
 

@@ -19,8 +19,7 @@ def pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-@pytest.fixture
-def launch(library) -> Callable[..., str | None]:
+def launcher(library: ctypes.CDLL) -> Callable[..., str | None]:
     """`launch(name, *arguments)`: None if all went well, else the message."""
     library.text_of.restype = ctypes.c_char_p
 
@@ -30,6 +29,16 @@ def launch(library) -> Callable[..., str | None]:
         return library.text_of(error).decode() if error else None
 
     return launch
+
+
+@pytest.fixture
+def launch(library) -> Callable[..., str | None]:
+    return launcher(library)
+
+
+@pytest.fixture
+def launch_with_races(racing_library) -> Callable[..., str | None]:
+    return launcher(racing_library)
 
 
 def in_orders(launch, name: str, *arguments, shape: int) -> list[np.ndarray]:
@@ -49,6 +58,31 @@ def test_races(launch, name) -> None:
     assert all(np.array_equal(first, other) for other in others)
     racing = in_orders(launch, name, False, shape=2 * THREADS)
     assert not all(np.array_equal(first, other) for other in racing)
+
+
+@pytest.mark.parametrize("name", ["neighbour", "two_rounds"])
+@pytest.mark.parametrize("order", ["forward", "reverse", "5"])
+def test_races_are_named_in_every_order(launch_with_races, name, order) -> None:
+    y = np.zeros(2 * THREADS, np.float32)
+    with emulated.setting(order):
+        assert launch_with_races(name, True, y) is None
+        assert "which no barrier divides from warp" in launch_with_races(name, False, y)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("order", ["forward", "reverse", "5"])
+def test_a_ring(launch_with_races, copies, order) -> None:
+    x = np.arange(3 * 32 * 4, dtype=np.float32).reshape(3, 32, 4)
+    y = np.zeros_like(x)
+    with emulated.setting(order):
+        assert launch_with_races("ring", copies, True, x, y) is None
+        np.testing.assert_array_equal(y, x[:, ::-1])
+        assert "divides from warp" in launch_with_races("ring", copies, False, x, y)
+
+
+def test_a_copy_is_not_done_before_it_is_waited_for(launch_with_races) -> None:
+    x = np.zeros((THREADS, 4), np.float32)
+    assert "divides from warp" in launch_with_races("hasty_copy", x, np.zeros_like(x))
 
 
 def test_shared_memory_is_garbage_at_first(launch) -> None:

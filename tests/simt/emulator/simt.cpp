@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cuda_runtime_api.h"
+#include "races.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -133,6 +134,7 @@ struct Thread {
 // A barrier of some threads of the block. Thread::mask is its number while one waits there.
 struct Barrier {
   int expected = 0, arrived = 0;
+  races::Clock clock = {};
 };
 constexpr int kBarriers = 16;
 
@@ -238,6 +240,7 @@ void Block::run(int64_t index, bool reverse, std::minstd_rand* chance) {
   blockIdx = {static_cast<unsigned>(index), 0, 0};
   poison(shared_.begin, shared_.bytes);
   poison(dynamic_memory() - kGuard, kGuard + launch_.shared_bytes + kGuard);
+  races::begin_block({dynamic_memory(), static_cast<size_t>(launch_.shared_bytes)}, {shared_.begin, shared_.bytes});
   for (int i = 0; i < count(); ++i) start(i);
   for (Barrier& barrier : barriers_) barrier = {};
 
@@ -315,6 +318,9 @@ void Block::block_arrives() {
     thread.status = Status::kReady;
     thread.votes = votes;
   }
+  races::Clock clock = {};
+  for (int warp = 0; warp < warps(); ++warp) races::arrive(warp, clock);
+  for (int warp = 0; warp < warps(); ++warp) races::leave(warp, clock);
 }
 
 void Block::barrier_arrives(int number, int threads) {
@@ -323,11 +329,15 @@ void Block::barrier_arrives(int number, int threads) {
     fail("barrier " + std::to_string(number) + " of " + std::to_string(threads) + " and of " +
          std::to_string(barrier.expected) + " threads");
   barrier.expected = threads;
+  races::arrive(static_cast<int>(threadIdx.x) / kWarp, barrier.clock);
   if (++barrier.arrived < threads) return;
+  for (int i = 0; i < count(); ++i) {
+    Thread& thread = threads_[i];
+    if (thread.status != Status::kAtBarrier || thread.mask != static_cast<unsigned>(number)) continue;
+    thread.status = Status::kReady;
+    races::leave(i / kWarp, barrier.clock);
+  }
   barrier = {};
-  for (Thread& thread : threads_)
-    if (thread.status == Status::kAtBarrier && thread.mask == static_cast<unsigned>(number))
-      thread.status = Status::kReady;
 }
 
 std::string Block::waiting() const {
@@ -504,6 +514,7 @@ void copy_later(void* to, const void* from, int bytes, int wanted) {
   if (wanted > 0 && reinterpret_cast<uintptr_t>(from) % bytes != 0) fail("cp.async: source is not aligned");
   Thread& thread = block->current();
   thread.copies.push_back({to, from, bytes, wanted, thread.open_group});
+  races::write(to, bytes);
   poison(to, bytes);
 }
 
@@ -514,6 +525,7 @@ void wait_for_groups(int kept) {
   const auto is_old = [&](const Copy& copy) { return copy.group < thread.open_group - kept; };
   for (const Copy& copy : thread.copies) {
     if (!is_old(copy)) continue;
+    races::write(copy.to, copy.bytes);
     if (copy.wanted > 0) std::memcpy(copy.to, copy.from, copy.wanted);
     std::memset(static_cast<char*>(copy.to) + copy.wanted, 0, copy.bytes - copy.wanted);
   }

@@ -29,6 +29,38 @@ __global__ void two_rounds_kernel(bool waits, float* y) {
   }
 }
 
+// One warp fills a place again and again, by background copies or by stores, and another reads it. They meet when it is
+// full, and perhaps when it is empty, each time at another barrier.
+__global__ void ring_kernel(bool copies, bool empties, const float4* x, float4* y) {
+  __shared__ float4 place[32];
+  const int lane = threadIdx.x % 32;
+  for (int round = 0; round < 3; ++round) {
+    if (threadIdx.x < 32) {
+      ptx::bar_sync(1 + round, kThreads);
+      y[round * 32 + lane] = place[31 - lane];
+      if (empties && round < 2) ptx::bar_arrive(5 + round, kThreads);
+    } else {
+      if (empties && round > 0) ptx::bar_sync(4 + round, kThreads);
+      if (copies) {
+        ptx::cp_async_cg_shared_global<16>(place + lane, x + round * 32 + lane, 16);
+        ptx::cp_async_wait_all();
+      } else {
+        place[lane] = x[round * 32 + lane];
+      }
+      ptx::bar_arrive(1 + round, kThreads);
+    }
+  }
+}
+
+// A copy that nobody has waited for is read behind a barrier.
+__global__ void hasty_copy_kernel(const float4* x, float4* y) {
+  __shared__ float4 place[kThreads];
+  ptx::cp_async_cg_shared_global<16>(place + threadIdx.x, x + threadIdx.x, 16);
+  __syncthreads();
+  y[threadIdx.x] = place[kThreads - 1 - threadIdx.x];
+  ptx::cp_async_wait_all();
+}
+
 __global__ void unwritten_kernel(float* y) {
   __shared__ float fixed[kThreads];
   extern __shared__ float dynamic[];
@@ -114,6 +146,10 @@ cudaError_t neighbour(bool waits, float* y) { return launch(neighbour_kernel, 1,
 cudaError_t two_rounds(bool waits, float* y) {
   return launch(two_rounds_kernel, 1, kThreads, kThreads * 4, nullptr, waits, y);
 }
+cudaError_t ring(bool copies, bool empties, const float4* x, float4* y) {
+  return launch(ring_kernel, 1, kThreads, 0, nullptr, copies, empties, x, y);
+}
+cudaError_t hasty_copy(const float4* x, float4* y) { return launch(hasty_copy_kernel, 1, kThreads, 0, nullptr, x, y); }
 cudaError_t unwritten(float* y) { return launch(unwritten_kernel, 2, kThreads, kThreads * 4, nullptr, y); }
 cudaError_t beyond(int index) { return launch(beyond_kernel, 1, kThreads, 64, nullptr, index); }
 cudaError_t half_at_the_barrier() { return run_with(0, half_at_the_barrier_kernel); }
