@@ -1,10 +1,13 @@
-"""Faults on demand: tests tell the server where to fail and how often."""
+"""Faults on demand: tests tell the server where to fail or to lie, and how often."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+ALWAYS = -1
 
 
 @dataclass
@@ -15,18 +18,32 @@ class Fault:
     times: int
     method: str | None = None
     status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    replaced: str | None = None
+    body: bytes | None = None
     keep: int | None = None
     delay: float = 0.0
+    pause: float = 0.0
+    reset: bool = False
     corrupt: bool = False
 
     def wait(self) -> None:
         time.sleep(self.delay)
 
-    def spoil(self, body: bytes) -> bytes:
-        """Return what is really sent of `body`; the announced length and ETag stay those of the true one."""
+    def redirect(self, path: str) -> str:
+        """Return the path that is answered instead."""
+        return path if self.replaced is None else path.replace(self.path, self.replaced)
+
+    def pieces(self, body: bytes) -> Iterator[bytes]:
+        """Yield what is really sent of `body`; the announced length and ETag stay those of the true one."""
         if self.corrupt and body:
             body = body[:-1] + bytes([body[-1] ^ 0xFF])
-        return body if self.keep is None else body[: self.keep]
+        if not self.pause:
+            yield body if self.keep is None else body[: self.keep]
+            return
+        for byte in body:
+            time.sleep(self.pause)
+            yield bytes([byte])
 
 
 @dataclass
@@ -36,13 +53,18 @@ class Faults:
     _waiting: list[Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def status(self, path: str, status: int, times: int = 1) -> None:
-        """Answer with an HTTP error."""
-        self._add(Fault(path, times, status=status))
+    def status(self, path: str, status: int, times: int = 1, **headers: str) -> None:
+        """Answer with an HTTP error; `retry_after="3"` becomes the header Retry-After."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._add(Fault(path, times, status=status, headers=named))
 
     def truncate(self, path: str, keep: int = 1, times: int = 1) -> None:
         """Close the connection after `keep` bytes of the body."""
         self._add(Fault(path, times, method="GET", keep=keep))
+
+    def reset(self, path: str, times: int = 1) -> None:
+        """Break the connection instead of answering."""
+        self._add(Fault(path, times, reset=True))
 
     def corrupt(self, path: str, times: int = 1) -> None:
         """Flip the last byte of the body, keeping length and ETag."""
@@ -51,6 +73,19 @@ class Faults:
     def delay(self, path: str, seconds: float, times: int = 1) -> None:
         """Answer late."""
         self._add(Fault(path, times, delay=seconds))
+
+    def trickle(self, path: str, seconds: float, times: int = 1) -> None:
+        """Pause before every byte of the body."""
+        self._add(Fault(path, times, method="GET", pause=seconds))
+
+    def answer(self, path: str, body: bytes, times: int = ALWAYS, **headers: str) -> None:
+        """Answer with something else, its length announced as it is."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._add(Fault(path, times, body=body, headers=named))
+
+    def replace(self, path: str, other: str) -> None:
+        """Answer as if `other` stood in the place of `path`, from now on."""
+        self._add(Fault(path, ALWAYS, replaced=other))
 
     def clear(self) -> None:
         with self._lock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import sys
 import threading
 from dataclasses import dataclass
@@ -17,12 +19,16 @@ from .routes import Response, answer
 
 @dataclass(frozen=True)
 class LoggedRequest:
-    """What a client asked and the status it got; header names are in lower case."""
+    """What a client asked and the status it got; header names are in lower case.
+
+    `origin` is where a client thought it was asking, `http://host`, if it took this server for a proxy.
+    """
 
     method: str
     path: str
     headers: dict[str, str]
     status: int
+    origin: str = ""
 
 
 class LoopbackHub:
@@ -33,6 +39,8 @@ class LoopbackHub:
         port: port on 127.0.0.1; 0 takes a free one.
         trusted: namespaces whose publisher the Hub vouches for.
         page_size: entries in one page of a tree listing.
+
+    Clients may also have it as their proxy: it answers for whatever host they ask, itself.
 
     Use it as a context manager, or call `start` and `stop`. `faults` makes requests fail, `requests` lists
     those that came.
@@ -116,15 +124,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
-        fault = hub.faults.take(self.command, self.path)
-        if fault:
-            fault.wait()
-        if fault and fault.status:
-            response = Response.error(HubError(fault.status, None, "Injected fault"))
+        origin, path = _split(self.path)
+        fault = hub.faults.take(self.command, path) or Fault(path, 1)
+        fault.wait()
+        if fault.status:
+            response = Response.error(HubError(fault.status, None, "Injected fault", fault.headers))
+        elif fault.body is not None:
+            response = Response(fault.body, headers=fault.headers)
         else:
-            response = answer(hub, self.command, self.path, headers, body)
-        hub.requests.append(LoggedRequest(self.command, self.path, headers, response.status))
-        self._send(response, fault)
+            response = answer(hub, self.command, fault.redirect(path), headers, body)
+        hub.requests.append(LoggedRequest(self.command, path, headers, response.status, origin))
+        if fault.reset:
+            self._reset()
+        else:
+            self._send(response, fault)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
 
@@ -141,14 +154,32 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def _send(self, response: Response, fault: Fault | None) -> None:
-        body = fault.spoil(response.body) if fault else response.body
+    def _reset(self) -> None:
+        """Have the client see the connection break: lingering for no time sends RST."""
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+    def _send(self, response: Response, fault: Fault) -> None:
         self.send_response(response.status)
         for name, value in response.headers.items():
             self.send_header(name, value.encode("ascii", "replace").decode())
         self.send_header("Content-Length", str(len(response.body)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-        if len(body) < len(response.body):
+        if self.command == "HEAD":
+            return
+        sent = 0
+        for piece in fault.pieces(response.body):
+            self.wfile.write(piece)
+            sent += len(piece)
+        if sent < len(response.body):
             self.close_connection = True
+
+
+def _split(target: str) -> tuple[str, str]:
+    """Take the origin off a target; only clients that talk to a proxy send one."""
+    scheme, mark, rest = target.partition("://")
+    if not mark or scheme not in ("http", "https"):
+        return "", target
+    host, _, path = rest.partition("/")
+    return f"{scheme}://{host}", f"/{path}"
