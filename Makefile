@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 OUT ?= demo-output
 # Arguments handed on, e.g. `make demo ARGS="--seconds 20"`, `make test ARGS="-k wkv7"`.
 ARGS ?=
+# Releases of kernels that the loader is tested with, beside the one in run.txt: a folder each.
+KERNELS := $(patsubst requirements/kernels/%.txt,.build/kernels/%/.installed,$(wildcard requirements/kernels/*.txt))
 # Workers of the tests; they and Torch's threads share the cores.
 JOBS ?= auto
 
@@ -22,7 +24,7 @@ help: ## List the targets
 demo: $(VENV)/.run build ## Build, publish to a Hub on this machine, load, train RWKV-7 and RWKV-6 (about two minutes)
 	$(BIN)/python -m examples.demo --out $(OUT) $(ARGS)
 
-test: $(VENV)/.dev build ## Run the tests
+test: $(VENV)/.dev $(KERNELS) build ## Run the tests
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 bench: $(VENV)/.run build ## Time the CPU operators against a plain C++ loop; results go into the README
@@ -56,6 +58,9 @@ lock: $(VENV)/.run ## Compile requirements/*.in into pinned and hashed *.txt aga
 		--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--override override.txt \
 		$$name.in -o $$name.txt; done
+	cd requirements/kernels && for file in *.in; do ../../$(BIN)/uv pip compile --quiet --no-deps \
+		--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		$$file -o $${file%.in}.txt; done
 
 clean: ## Remove everything that make made
 	rm -rf $(VENV) .whl .build build $(OUT) benchmarks/.compiled .pytest_cache .ruff_cache .hypothesis
@@ -128,6 +133,12 @@ $(BIN)/python:
 $(VENV)/.run: requirements/run.txt requirements/torch.txt | $(BIN)/python
 	$(BIN)/pip install --disable-pip-version-check --require-hashes --no-deps -r requirements/run.txt
 	$(BIN)/pip install --disable-pip-version-check -r requirements/torch.txt
+	@touch $@
+
+.build/kernels/%/.installed: requirements/kernels/%.txt | $(BIN)/python
+	rm -rf $(@D) && mkdir -p $(@D)
+	$(BIN)/pip install --disable-pip-version-check --quiet --require-hashes --no-deps --no-compile \
+		--target $(@D) -r $<
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.run

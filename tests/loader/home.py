@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 
 from flash_rwkv import locking
 from flash_rwkv.lockfile import Lock
@@ -56,6 +56,10 @@ class Home:
         self.set("FLASH_RWKV_LOCK", path)
         hub.requests.clear()
         return lock
+
+    def fill_cache(self, lock: Lock) -> None:
+        """Put a commit into the Hugging Face cache, as the kernels library does."""
+        snapshot_download(lock.repository, repo_type="kernel", revision=lock.commit, cache_dir=self.cache)
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start Python as this user."""

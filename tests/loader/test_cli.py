@@ -32,7 +32,8 @@ def test_info_follows_the_files_closer(pinned: Lock, hub: LoopbackHub, home: Hom
     get_kernel()
     assert info(capsys)[1]["from"] == f"verified copy in {home.stored('ops.py').parent}"
     shutil.rmtree(home.store)
-    assert info(capsys)[1]["from"] == f"Hugging Face cache, {home.cached('ops.py').parent}"
+    home.fill_cache(pinned)
+    assert info(capsys)[1]["from"] == f"{home.cached('ops.py').parent}, to be verified"
 
 
 def test_info_shows_every_reason(hub: LoopbackHub, home: Home, capsys: Output) -> None:
@@ -92,6 +93,7 @@ def test_prefetch_then_no_network(pinned: Lock, home: Home, capsys: Output) -> N
 @pytest.mark.parametrize("name", ["ops.py", "weights.bin"])
 def test_prefetch_repairs(pinned: Lock, home: Home, name: str) -> None:
     """Both copies damaged: what the refusal advises helps."""
+    home.fill_cache(pinned)
     assert main(["prefetch"]) == 0
     for path in (home.stored(name), home.cached(name).resolve()):
         path.write_text("damaged")
@@ -101,15 +103,14 @@ def test_prefetch_repairs(pinned: Lock, home: Home, name: str) -> None:
 
 
 def test_prefetch_for_another_machine(hub: LoopbackHub, home: Home, tmp_path: Path, capsys: Output) -> None:
-    """A folder filled here serves there: other home, no network, the same lock in the package."""
+    """A folder filled here serves there as the cache too: no network, the same lock in the package."""
     publish(hub, {VARIANT: TinyKernel(), FOREIGN: TinyKernel()})
     home.pin(hub)
     carried = tmp_path / "a: stick"
     assert main(["prefetch", "--all-variants", "--to", str(carried)]) == 0
     output = capsys.readouterr()
     assert {Path(line).name for line in output.out.splitlines()} == {VARIANT, FOREIGN}
-    assert "FLASH_RWKV_CACHE" in output.err
-    shutil.rmtree(home.cache)
+    assert "FLASH_RWKV_LOCAL" in output.err
     home.connect(DEAD)
     home.set("FLASH_RWKV_CACHE", carried)
     kernel = get_kernel()
@@ -122,7 +123,6 @@ def test_prefetch_of_a_revision_the_package_does_not_pin(
     other = publish(hub, {VARIANT: TinyKernel(text="other", version=2)}, "v2")
     assert main(["prefetch", REPOSITORY, "--revision", other, "--to", str(tmp_path / "stick")]) == 0
     assert other in capsys.readouterr().err
-    shutil.rmtree(home.cache)
     home.connect(DEAD)
     home.set("FLASH_RWKV_CACHE", tmp_path / "stick")
     assert get_kernel(REPOSITORY, revision=other).whoami() == "other"
@@ -194,7 +194,7 @@ def test_wrong_usage(arguments: list[str], capsys: Output) -> None:
     assert "usage: flash-rwkv" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["info"], ["prefetch"], ["lock"]])
+@pytest.mark.parametrize("command", [[], ["info"], ["prefetch"], ["wheel"], ["lock"]])
 def test_help(command: list[str], capsys: Output) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import py_compile
 import shutil
 import sys
@@ -11,17 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants, snapshot_download
 
-from flash_rwkv import IntegrityError, LoaderError, NoVariantError, UnavailableError, get_kernel
+from flash_rwkv import IntegrityError, LoaderError, NoVariantError, UnavailableError, get_kernel, locking
 from flash_rwkv.lockfile import Lock
 from flash_rwkv.provide import provide
-from flash_rwkv.store import default_store
+from flash_rwkv.store import Source, default_store
 from tests.loader.home import DEAD, Home
 from tests.loader.publishing import FOREIGN, REPOSITORY, VARIANT, TinyKernel, publish, publish_files
 from tests.loopback_hub import LoopbackHub
 
 EVIL = b"import builtins\nbuiltins.flash_rwkv_was_hacked = True\ndef whoami(): return 'evil'\nwkv7 = max\n"
+
+WHO = "import flash_rwkv; print(flash_rwkv.get_kernel().whoami())"
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +42,7 @@ def test_no_network_and_nothing_here(pinned: Lock, home: Home) -> None:
     home.connect(DEAD)
     with pytest.raises(UnavailableError) as caught:
         get_kernel()
-    for part in (REPOSITORY, pinned.revision, DEAD, "refused", "prefetch --to DIR", "FLASH_RWKV_CACHE"):
+    for part in (REPOSITORY, pinned.revision, DEAD, "refused", "prefetch --to DIR", "FLASH_RWKV_LOCAL"):
         assert part in str(caught.value)
 
 
@@ -53,32 +56,55 @@ def test_no_network_but_loaded_before(pinned: Lock, hub: LoopbackHub, home: Home
 
 
 def test_offline_mode_is_honoured(pinned: Lock, hub: LoopbackHub, home: Home) -> None:
-    code = "import flash_rwkv; print(flash_rwkv.get_kernel().whoami())"
-    result = home.run("-c", code, HF_HUB_OFFLINE="1")
+    result = home.run("-c", WHO, HF_HUB_OFFLINE="1")
     assert "UnavailableError" in result.stderr
     assert "offline mode" in result.stderr
     assert hub.requests == []
 
 
 def test_hub_down(pinned: Lock, hub: LoopbackHub) -> None:
-    hub.faults.status("/api/", 503, times=100)
+    hub.faults.status("/kernels/", 503, times=100)
     with pytest.raises(UnavailableError, match="503"):
         get_kernel()
 
 
-def test_hub_hiccups_are_survived(pinned: Lock, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_hiccups_are_survived(pinned: Lock, hub: LoopbackHub) -> None:
     hub.faults.status("ops.py", 500)
     hub.faults.truncate("weights.bin", keep=100_000)
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)
     assert get_kernel().whoami() == "tiny"
     resumed = [request for request in hub.requests if "range" in request.headers]
     assert [request.status for request in resumed] == [206]
 
 
-def test_telemetry_may_be_off(pinned: Lock, home: Home) -> None:
-    code = "import flash_rwkv; print(flash_rwkv.get_kernel().whoami())"
-    result = home.run("-c", code, HF_HUB_DISABLE_TELEMETRY="1")
+def test_telemetry_may_be_off(pinned: Lock, hub: LoopbackHub, home: Home) -> None:
+    result = home.run("-c", WHO, HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
     assert result.stdout == "tiny\n", result.stderr
+    assert {request.method for request in hub.requests} == {"GET"}
+    assert not [request for request in hub.requests if "telemetry" in request.path]
+    assert all("torch" not in request.headers["user-agent"] for request in hub.requests)
+
+
+def test_offline_mode_needs_no_network(pinned: Lock, hub: LoopbackHub, home: Home) -> None:
+    home.fill_cache(pinned)
+    hub.requests.clear()
+    for _ in ("from the Hugging Face cache", "from the verified copy"):
+        result = home.run("-c", WHO, HF_HUB_OFFLINE="1")
+        assert result.stdout == "tiny\n", result.stderr
+    assert hub.requests == []
+
+
+def test_through_a_proxy(pinned: Lock, hub: LoopbackHub, home: Home) -> None:
+    """The name of the Hub is for the proxy to resolve."""
+    result = home.run("-c", WHO, HF_ENDPOINT="http://hub.invalid:8080", HTTP_PROXY=hub.url, NO_PROXY="")
+    assert result.stdout == "tiny\n", result.stderr
+    assert {request.origin for request in hub.requests} == {"http://hub.invalid:8080"}
+
+
+def test_proxy_that_is_down(pinned: Lock, hub: LoopbackHub, home: Home) -> None:
+    result = home.run("-c", WHO, HTTP_PROXY=DEAD, NO_PROXY="")
+    assert "UnavailableError" in result.stderr
+    assert "refused" in result.stderr
+    assert hub.requests == []
 
 
 def test_sha_that_does_not_exist(hub: LoopbackHub, home: Home, pinned: Lock) -> None:
@@ -99,26 +125,60 @@ def test_sha_of_another_commit(hub: LoopbackHub, home: Home, pinned: Lock) -> No
     other = publish(hub, {VARIANT: TinyKernel(text="other")})
     (home.folder / "mixed.json").write_text(Lock(REPOSITORY, other, 1, pinned.variants, "").dumps())
     home.set("FLASH_RWKV_LOCK", home.folder / "mixed.json")
-    with pytest.raises(IntegrityError, match=r"(ops\.py|metadata\.json) is not the file that was pinned"):
+    with pytest.raises(
+        IntegrityError, match=r"(ops\.py|metadata\.json) from .* is not the file that was pinned"
+    ):
         get_kernel()
+
+
+def test_replayed_older_release(hub: LoopbackHub, home: Home) -> None:
+    """The Hub, or who stands before it, keeps giving out a release with a hole that the pinned one closed."""
+    old = publish(hub, {VARIANT: TinyKernel(extra={"ops.py": EVIL})})
+    new = publish(hub, {VARIANT: TinyKernel()})
+    home.pin(hub)
+    hub.faults.replace(new, old)
+    with pytest.raises(IntegrityError, match="is not the file that was pinned"):
+        get_kernel()
+
+
+def test_hub_that_serves_another_commit(hub: LoopbackHub, home: Home) -> None:
+    """Of a revision that no lock pins: it says so itself."""
+    other = publish(hub, {VARIANT: TinyKernel(extra={"ops.py": EVIL})})
+    wanted = publish(hub, {VARIANT: TinyKernel()})
+    home.connect(hub.url)
+    hub.faults.replace(wanted, other)
+    with pytest.raises(IntegrityError, match=f"it is of commit '{other}', not of {wanted}"):
+        get_kernel(REPOSITORY, revision=wanted)
+
+
+def test_file_at_another_host_does_not_get_the_token(
+    pinned: Lock, hub: LoopbackHub, tiny: TinyKernel, home: Home, tmp_path: Path
+) -> None:
+    """The Hub keeps large files elsewhere."""
+    home.set("HF_TOKEN", "hf_secret")
+    with LoopbackHub(tmp_path / "elsewhere") as elsewhere:
+        elsewhere.faults.answer("/blob", tiny.files()["weights.bin"])
+        hub.faults.status("weights.bin", 302, location=f"{elsewhere.url}/blob")
+        assert get_kernel().whoami() == "tiny"
+    (request,) = elsewhere.requests
+    assert "authorization" not in request.headers
+    assert all(request.headers["authorization"] == "Bearer hf_secret" for request in hub.requests)
 
 
 # Half a download
 
 
 def test_missing_file_in_the_cache_is_fetched_alone(pinned: Lock, hub: LoopbackHub, home: Home) -> None:
-    provide(pinned, VARIANT)
-    shutil.rmtree(home.store)
+    home.fill_cache(pinned)
     path = home.cached("weights.bin")
     path.resolve().unlink()  # the link stays, as after a cleanup of blobs
     hub.requests.clear()
     assert get_kernel().whoami() == "tiny"
-    assert {request.path.rsplit("/", 1)[1] for request in hub.requests} == {"weights.bin", pinned.revision}
+    assert [request.path.rsplit("/", 1)[1] for request in hub.requests] == ["weights.bin"]
 
 
 def test_missing_file_in_the_cache_without_network(pinned: Lock, home: Home) -> None:
-    provide(pinned, VARIANT)
-    shutil.rmtree(home.store)
+    home.fill_cache(pinned)
     home.cached("weights.bin").unlink()
     home.connect(DEAD)
     with pytest.raises(UnavailableError, match="refused"):
@@ -155,8 +215,7 @@ def spoil(path: Path, data: bytes = EVIL) -> None:
 
 @pytest.mark.parametrize("name", ["__init__.py", "ops.py", "weights.bin", "metadata.json"])
 def test_tampered_file_in_the_cache(pinned: Lock, home: Home, name: str) -> None:
-    provide(pinned, VARIANT)
-    shutil.rmtree(home.store)
+    home.fill_cache(pinned)
     spoil(home.cached(name))
     with pytest.raises(IntegrityError) as caught:
         get_kernel()
@@ -221,6 +280,7 @@ def test_swapped_between_check_and_import(pinned: Lock, home: Home, monkeypatch:
         spoil(home.cached("ops.py"))
         return real(folder, *arguments)
 
+    home.fill_cache(pinned)
     real = load.import_variant
     monkeypatch.setattr(load, "import_variant", import_late)
     assert get_kernel().whoami() == "tiny"
@@ -245,7 +305,7 @@ def test_first_use_of_an_unpinned_revision_does_not_trust_the_cache(hub: Loopbac
     commit = publish(hub, {VARIANT: tiny})
     evil = TinyKernel(build_id=tiny.build_id, extra={"ops.py": EVIL}).files()
     home.connect(hub.url)
-    snapshot_download(REPOSITORY, repo_type="kernel", revision=commit, cache_dir=home.cache)
+    home.fill_cache(Lock(REPOSITORY, commit, 1, {}, ""))
     for name in ("ops.py", "metadata.json"):
         spoil(home.cached(name), evil[name])
     with pytest.raises(IntegrityError, match=r"ops\.py"):
@@ -266,6 +326,133 @@ def test_unpinned_revision_with_files_beside_its_digests(hub: LoopbackHub, home:
     home.connect(hub.url)
     with pytest.raises(IntegrityError, match=r"disagree on more\.py"):
         get_kernel(REPOSITORY, revision=commit)
+
+
+# Names that lead elsewhere
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "build/../../../evil.py",
+        "build/../evil/metadata.json",
+        f"build/{VARIANT}/../../../evil.py",
+        f"build/{VARIANT}//etc/evil.py",
+        f"build/{VARIANT}/C:/evil.py",
+        f"build/{VARIANT}/..\\evil.py",
+        f"build/{VARIANT}/nul.py",
+        f"build/{VARIANT}/\0.py",
+    ],
+)
+def test_listing_of_paths_that_lead_outside(hub: LoopbackHub, home: Home, tmp_path: Path, path: str) -> None:
+    commit = publish(hub, {VARIANT: TinyKernel()})
+    home.connect(hub.url)
+    before = sorted(tmp_path.rglob("*"))
+    files = [f"build/{VARIANT}/metadata.json", path, f"{path.rpartition('/')[0]}/metadata.json"]
+    listing = [{"type": "file", "path": name, "size": 1} for name in files]
+    hub.faults.answer("/tree/", json.dumps(listing).encode())
+    with pytest.raises(IntegrityError, match="not allowed"):
+        get_kernel(REPOSITORY, revision=commit)
+    with pytest.raises(IntegrityError, match="not allowed"):
+        locking.pin(REPOSITORY, commit)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../evil.py", "/etc/evil.py", "a/../../evil.py", "..\\evil.py", "CON.py"])
+def test_metadata_with_paths_that_lead_outside(hub: LoopbackHub, home: Home, name: str) -> None:
+    digest = {"algorithm": "sha256", "files": {name: "AAAA"}}
+    commit = publish(hub, {VARIANT: TinyKernel(extra_metadata={"digest": digest})})
+    home.connect(hub.url)
+    with pytest.raises(IntegrityError, match="not allowed in a build variant"):
+        get_kernel(REPOSITORY, revision=commit)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id": "json"},
+        {"id": "torch"},
+        {"id": "_flash_rwkv_"},
+        {"id": "_flash_rwkv_/../../evil"},
+        {"id": "_other_cpu_123"},
+        {"id": 7},
+        {"id": None},
+        {"name": "other"},
+        {"name": ["flash-rwkv"]},
+    ],
+)
+def test_metadata_with_another_name(hub: LoopbackHub, home: Home, fields: dict) -> None:
+    """Its id becomes a module in Python and a namespace in Torch, and must not be somebody else's."""
+    publish(hub, {VARIANT: TinyKernel(extra_metadata=fields, extra={"ops.py": EVIL})})
+    home.pin(hub)
+    before = sys.modules["json"]
+    with pytest.raises(LoaderError, match="is not the metadata of a kernel"):
+        get_kernel()
+    assert sys.modules["json"] is before
+
+
+def test_headers_that_lead_outside(pinned: Lock, hub: LoopbackHub, home: Home, tmp_path: Path) -> None:
+    """Clients that name files in their cache by what a server says can be made to write anywhere."""
+    body = TinyKernel(text="tiny").files()["ops.py"]
+    headers = {"ETag": '"../../../../evil"', "X_Repo_Commit": "../../evil"}
+    disposition = {"Content_Disposition": "attachment; filename=../../evil"}
+    hub.faults.answer("ops.py", body, **headers, **disposition)
+    assert get_kernel().whoami() == "tiny"
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+# Links
+
+
+@pytest.mark.parametrize("name", ["__init__.py", "weights.bin"])
+def test_swapped_symlink_in_the_cache(pinned: Lock, home: Home, tmp_path: Path, name: str) -> None:
+    """The Hugging Face cache is made of links, and they may lead anywhere."""
+    home.fill_cache(pinned)
+    (tmp_path / "evil").write_bytes(EVIL)
+    link = home.cached(name)
+    link.unlink()
+    link.symlink_to(tmp_path / "evil")
+    with pytest.raises(IntegrityError, match=f"{name} is not the file that was pinned"):
+        get_kernel()
+
+
+def test_symlink_in_the_cache_that_leads_round(pinned: Lock, hub: LoopbackHub, home: Home) -> None:
+    home.fill_cache(pinned)
+    link = home.cached("ops.py")
+    link.unlink()
+    link.symlink_to(link)
+    assert get_kernel().whoami() == "tiny", "it counts as missing"
+
+
+@pytest.mark.parametrize("place", ["ops.py", "folder of the variant", "folder of its digest"])
+def test_symlink_in_the_verified_copy(pinned: Lock, home: Home, tmp_path: Path, place: str) -> None:
+    """Where it leads could change after the check, so it does not help that all is well there now."""
+    variant = provide(pinned, VARIANT)
+    path = {"ops.py": variant / "ops.py", "folder of the variant": variant}.get(place, variant.parent)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(IntegrityError, match="is a link or a device"):
+        get_kernel()
+
+
+def test_linked_folder_that_would_be_imported(pinned: Lock, home: Home, tmp_path: Path) -> None:
+    """A package comes before the module of its name."""
+    provide(pinned, VARIANT)
+    (tmp_path / "layers").mkdir()
+    (tmp_path / "layers" / "__init__.py").write_bytes(EVIL)
+    (home.stored("ops.py").parent / "layers").symlink_to(tmp_path / "layers")
+    with pytest.raises(IntegrityError, match="layers is not in the lock"):
+        get_kernel()
+
+
+def test_pipe_in_the_verified_copy(pinned: Lock, home: Home) -> None:
+    """Reading it would wait for ever."""
+    provide(pinned, VARIANT)
+    path = home.stored("ops.py")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(IntegrityError, match="is a link or a device"):
+        get_kernel()
 
 
 # Redirection
@@ -346,8 +533,9 @@ def test_two_processes_at_once(pinned: Lock, hub: LoopbackHub, home: Home) -> No
 
 def test_two_writers_of_one_copy(pinned: Lock, home: Home) -> None:
     """The one that comes second finds the copy there and verifies it."""
+    home.fill_cache(pinned)
     first = provide(pinned, VARIANT)
-    sources = {name: home.cached(name) for name in pinned.variants[VARIANT]}
+    sources = {name: Source.of(home.cached(name)) for name in pinned.variants[VARIANT]}
     assert default_store().add(VARIANT, pinned.variants[VARIANT], sources) == first
 
 

@@ -145,21 +145,16 @@ def test_local_folder_does_not_stand_in_for_other_repositories(
 
 def test_hugging_face_cache_needs_no_network(pinned: Lock, hub: LoopbackHub, home: Home) -> None:
     """Filled by the kernels library, say; the verified copy is not there yet."""
-    from huggingface_hub import snapshot_download
-
-    snapshot_download(REPOSITORY, repo_type="kernel", revision=pinned.revision, cache_dir=home.cache)
+    home.fill_cache(pinned)
     hub.requests.clear()
     assert get_kernel().whoami() == "tiny"
     assert hub.requests == []
 
 
 def test_verified_copy_is_enough(pinned: Lock, hub: LoopbackHub, home: Home) -> None:
-    import shutil
-
     from flash_rwkv.provide import provide
 
     provide(pinned, VARIANT)
-    shutil.rmtree(home.cache)
     home.connect(DEAD)
     assert get_kernel().whoami() == "tiny"
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-
-import pytest
 
 from flash_rwkv.lockfile import Lock
 from tests.loader.home import Home
-from tests.loader.publishing import REPOSITORY, publish_files
+from tests.loader.publishing import REPOSITORY
 from tests.loopback_hub import LoopbackHub
 
 IN_A_FRESH_PROCESS = """
@@ -45,25 +42,6 @@ print(json.dumps({
     "fla": chunk_rwkv7.__module__,
 }))
 """
-
-
-@pytest.fixture
-def build(kernel_path: Path, kernel: object) -> Path:
-    """The folder of the variants that the other tests test."""
-    return next(
-        folder for folder in (kernel_path / "build", kernel_path) if list(folder.glob("*/metadata.json"))
-    )
-
-
-@pytest.fixture
-def published(hub: LoopbackHub, home: Home, build: Path) -> Lock:
-    files = {
-        f"build/{path.relative_to(build).as_posix()}": path.read_bytes()
-        for path in build.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    publish_files(hub, files)
-    return home.pin(hub)
 
 
 def test_publish_pin_load_use(published: Lock, hub: LoopbackHub, home: Home) -> None:

@@ -1,4 +1,4 @@
-"""The command `flash-rwkv`: see what would load, fetch it ahead of time, pin a release."""
+"""The command `flash-rwkv`: see what would load, fetch it ahead of time, carry it along, pin a release."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from pathlib import Path
 
 from . import locking
 from ._version import __version__
+from .bundle import lock_name
 from .errors import IntegrityError, LoaderError, NoVariantError
 from .lockfile import Lock
-from .plan import SHORT_NAME, Plan, make_plan, pin_name
+from .plan import SHORT_NAME, Plan, make_plan
 from .provide import provide, whereabouts
 from .store import Store, default_store
+from .wheels import make_wheel
 
 _EPILOG = """
 environment:
-  FLASH_RWKV_LOCAL  folder with a build to load instead, unverified
+  FLASH_RWKV_LOCAL  folder to load from instead: what `prefetch --to` wrote, or a build of yours, unverified
   FLASH_RWKV_LOCK   lock file to use instead of the one in the package
   FLASH_RWKV_CACHE  folder of the verified copies (default: ~/.cache/flash-rwkv)
   HF_ENDPOINT, HF_HOME, KERNELS_CACHE, HF_HUB_OFFLINE  as everywhere with Hugging Face
@@ -52,19 +54,20 @@ def info(options: argparse.Namespace) -> int:
 
 def prefetch(options: argparse.Namespace) -> int:
     """Fetch and verify, replacing what is damaged."""
-    plan = make_plan(options.name, options.revision, None, options.backend)
-    if plan.lock is None:
-        raise LoaderError("there is nothing to fetch while FLASH_RWKV_LOCAL is set: unset it")
-    chosen = (
-        [name for name, files in plan.lock.variants.items() if files]
-        if options.all_variants
-        else [plan.variant]
-    )
+    lock, variants = _chosen(options)
     store = Store(options.to.absolute()) if options.to else None
-    for variant in chosen:
-        print(provide(plan.lock, variant, store=store or default_store(), repair=True))
+    for variant in variants:
+        print(provide(lock, variant, store=store, repair=True))
     if store:
-        _carry_lock(plan.lock, store)
+        store.write_text(lock_name(lock.repository, lock.commit), lock.dumps())
+        _explain_transport(lock, store.root)
+    return 0
+
+
+def wheel(options: argparse.Namespace) -> int:
+    """Fetch, verify and pack."""
+    lock, variants = _chosen(options)
+    print(make_wheel(lock, variants, options.output))
     return 0
 
 
@@ -78,12 +81,23 @@ def lock(options: argparse.Namespace) -> int:
     return 0
 
 
-def _carry_lock(lock: Lock, store: Store) -> None:
-    """Let the folder serve a machine without network, also for a revision that its package does not pin."""
-    name = pin_name(lock.repository, lock.commit)
-    store.write_text(name, lock.dumps())
-    print(f"copy {store.root} to the other machine and set FLASH_RWKV_CACHE to it there", file=sys.stderr)
-    if Lock.current().revision != lock.revision:
+def _chosen(options: argparse.Namespace) -> tuple[Lock, list[str]]:
+    """Return the lock that the arguments name, and the variants of it that they choose."""
+    plan = make_plan(options.name, options.revision, None, options.backend)
+    if plan.lock is None:
+        raise LoaderError("there is nothing to fetch while FLASH_RWKV_LOCAL is set: unset it")
+    verifiable = [name for name, files in plan.lock.variants.items() if files]
+    if options.all_variants:
+        return plan.lock, verifiable
+    for variant in options.variant:
+        if variant not in verifiable:
+            raise ValueError(f"--variant must be one of {', '.join(verifiable)}, got {variant!r}")
+    return plan.lock, options.variant or [plan.variant]
+
+
+def _explain_transport(lock: Lock, folder: Path) -> None:
+    print(f"copy {folder} to the other machine and set FLASH_RWKV_LOCAL to it there", file=sys.stderr)
+    if Lock.current().revision not in (None, lock.revision):
         print(f'load with get_kernel("{lock.repository}", revision="{lock.commit}")', file=sys.stderr)
 
 
@@ -148,16 +162,41 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=info)
 
-    command = commands.add_parser(
-        "prefetch", parents=[what], help="download and verify, for use without network"
+    which = argparse.ArgumentParser(add_help=False)
+    group = which.add_mutually_exclusive_group()
+    group.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="this one, repeat for more (default: the one for this machine)",
     )
-    command.add_argument(
-        "--all-variants", action="store_true", help="for every platform, not only this machine"
+    group.add_argument("--all-variants", action="store_true", help="all, for every platform")
+
+    command = commands.add_parser(
+        "prefetch", parents=[what, which], help="download and verify, for use without network"
     )
     command.add_argument(
         "--to", type=Path, metavar="DIR", help="put the verified files there (default: the cache)"
     )
     command.set_defaults(run=prefetch)
+
+    command = commands.add_parser(
+        "wheel",
+        parents=[what, which],
+        help="make a wheel of verified variants, for use without network",
+        description="Make a wheel that pip installs beside this package, with variants that are then found "
+        "there and verified like any others. Needs the package wheel: pip install 'flash-rwkv[wheel]'.",
+    )
+    command.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="folder for the wheel (default: here)",
+    )
+    command.set_defaults(run=wheel)
 
     command = commands.add_parser(
         "lock", help="pin a revision with the digest of every file of every variant"

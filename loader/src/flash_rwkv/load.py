@@ -25,8 +25,10 @@ def get_kernel(
 ) -> ModuleType:
     """Load a kernel, verified file by file before any of it runs.
 
-    Looked for in this order: the folder in `FLASH_RWKV_LOCAL`, the verified copies of earlier loads, the
-    Hugging Face cache, and only then the Hub. The same kernel is the same module however often you ask.
+    Looked for in this order: the verified copies of earlier loads, what was carried to this machine (the
+    folder in `FLASH_RWKV_LOCAL`, the wheel `flash-rwkv-kernels`), the Hugging Face cache, and only then the
+    Hub. A build of yours in `FLASH_RWKV_LOCAL` comes before all and is not verified. The same kernel is the
+    same module however often you ask.
 
     Args:
         name: `"flash-rwkv"`, the repository pinned in the loader's lock file; or a full id `"owner/name"`.
@@ -43,6 +45,7 @@ def get_kernel(
         NoVariantError: no build variant fits this machine; the message has the reason for each.
         UnavailableError: the files are not on this machine and the Hub cannot give them.
         IntegrityError: a file is not the one that was pinned.
+        LoaderError: there is no room for the files, or a setting does not lead to a kernel.
     """
     with _loading:
         plan = make_plan(name, revision, version, backend)

@@ -20,7 +20,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
-_NAME = re.compile(r"[\w+-][\w.+-]*")
+_NAME = re.compile(r"[\w+-][\w.+-]*", re.ASCII)
+_DEVICE = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,23 @@ def table_digest(variant: str, files: Files) -> str:
 
 
 def safe_path(path: str) -> str:
-    """Return `path` if it can only name source or library files below a variant's folder."""
-    parts = path.split("/")
-    if not all(_NAME.fullmatch(part) for part in parts) or "__pycache__" in parts or path.endswith(".pyc"):
+    """Return `path` if on every system it can only name a source or library file below a variant's folder."""
+    parts = path.lower().split("/")
+    if not all(_allowed(part) for part in parts) or "__pycache__" in parts or parts[-1].endswith(".pyc"):
         raise ValueError(f"file name {path!r} is not allowed in a build variant")
     return path
+
+
+def safe_name(variant: str) -> str:
+    """Return `variant` if it can be the name of a folder, on every system."""
+    if not _allowed(variant):
+        raise ValueError(f"variant name {variant!r} is not allowed")
+    return variant
+
+
+def _allowed(name: str) -> bool:
+    """Windows drops dots at the end of a name, and some names are devices there, whatever follows a dot."""
+    return bool(_NAME.fullmatch(name)) and name[-1] != "." and not _DEVICE.fullmatch(name.partition(".")[0])
 
 
 def _parse(value: dict, origin: str) -> Lock:
@@ -125,8 +138,9 @@ def _parse(value: dict, origin: str) -> Lock:
 
 
 def _parse_files(variant: str, files: dict) -> Files:
-    if not _NAME.fullmatch(variant):
-        raise ValueError(f"variant name {variant!r} is not allowed")
+    safe_name(variant)
+    if len({path.lower() for path in files}) < len(files):
+        raise ValueError(f"{variant} has files whose names differ in case alone")
     return {safe_path(path): _parse_entry(path, entry) for path, entry in files.items()}
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from pathlib import Path
 
 from . import hub
 from .errors import IntegrityError, LoaderError
-from .lockfile import Files, Lock, file_entry, safe_path
+from .lockfile import Files, Lock
 
 
 def pin(repository: str, revision: str) -> Lock:
@@ -22,16 +23,28 @@ def pin(repository: str, revision: str) -> Lock:
     variants, versions = {}, set()
     with tempfile.TemporaryDirectory(prefix="flash-rwkv-lock-") as folder:
         for variant, sizes in hub.tree(repository, commit).items():
-            paths = hub.download(repository, commit, variant, sizes, cache_dir=folder)
-            variants[variant] = {safe_path(name): file_entry(path) for name, path in paths.items()}
-            _check_own_digests(variant, variants[variant], hub.own_digests(paths["metadata.json"], sizes))
-            versions.add(json.loads(paths["metadata.json"].read_bytes()).get("version"))
+            variants[variant], metadata = _fetch(repository, commit, variant, sizes, Path(folder))
+            _check_own_digests(variant, variants[variant], hub.own_digests(variant, metadata, sizes))
+            versions.add(json.loads(metadata).get("version"))
     if len(versions) != 1:
         found = f"versions {sorted(versions, key=str)}" if versions else "no build variants"
         raise LoaderError(
             f"cannot lock {repository} at {commit}: expected variants of one version, found {found}"
         )
     return Lock(repository, commit, versions.pop(), variants, f"a fresh download of {repository}")
+
+
+def _fetch(
+    repository: str, commit: str, variant: str, sizes: dict[str, int], folder: Path
+) -> tuple[Files, bytes]:
+    """Return the digests of a variant's files as the Hub sends them, and the content of its metadata.json."""
+    files, metadata = {}, b""
+    with hub.progress(f"Fetching {variant}", sum(sizes.values())) as advance:
+        for name, size in sizes.items():
+            target = folder / "file"
+            files[name] = hub.download(repository, commit, variant, name, size, target, advance)
+            metadata = target.read_bytes() if name == "metadata.json" else metadata
+    return files, metadata
 
 
 def _check_own_digests(variant: str, files: Files, published: Files) -> None:

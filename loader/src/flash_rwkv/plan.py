@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import hub
+from .bundle import Bundle, bundles, local_folder, lock_name
 from .errors import IntegrityError, LoaderError
-from .lockfile import COMMIT, REPOSITORY, Lock
+from .lockfile import COMMIT, REPOSITORY, Files, Lock
 from .store import default_store
 from .variants import Decision, decide, preferred
 
@@ -31,11 +31,10 @@ class Plan:
 
     @property
     def source(self) -> str:
-        return (
-            f"{self.repository} at {self.lock.commit}"
-            if self.lock
-            else f"FLASH_RWKV_LOCAL={_local_setting()}"
-        )
+        local = f"FLASH_RWKV_LOCAL={local_folder()}"
+        if self.lock is None:
+            return local
+        return f"{self.repository} at {self.lock.commit}" + (f" in {local}" if local_folder() else "")
 
     @property
     def variant(self) -> str:
@@ -51,16 +50,13 @@ def make_plan(name: str, revision: str | None, version: int | None, backend: str
     current = Lock.current()
     repository = current.repository if name == SHORT_NAME else name
     _check(repository, revision, version)
-    if repository == current.repository and _local_setting():
-        local = _local_variants(Path(_local_setting()).expanduser().absolute())
-        return Plan(repository, None, local, _decide_local(local, backend))
+    local = local_folder()
+    if local and repository == current.repository and not Bundle(local).locks():
+        builds = _local_builds(local)
+        return Plan(repository, None, builds, _decide_local(local, builds, backend))
     lock = _find_lock(current, repository, revision, version)
-    return Plan(repository, lock, {}, decide(lock.variants, backend))
-
-
-def pin_name(repository: str, revision: str) -> str:
-    """Return the file in a store that remembers the digests of a revision that no lock pins."""
-    return f"{repository.replace('/', '--')}@{revision}.lock.json"
+    variants = _carried_variants(Bundle(local), lock) if local and Bundle(local).locks() else lock.variants
+    return Plan(repository, lock, {}, decide(variants, backend))
 
 
 def _check(repository: str, revision: str | None, version: int | None) -> None:
@@ -78,25 +74,50 @@ def _check(repository: str, revision: str | None, version: int | None) -> None:
 
 
 def _find_lock(current: Lock, repository: str, revision: str | None, version: int | None) -> Lock:
+    carried = [lock for bundle in bundles() for lock in bundle.locks() if lock.repository == repository]
     if repository == current.repository and revision in (None, current.revision):
-        current.commit  # noqa: B018 - refuses an unpublished lock
-        if version not in (None, current.version):
+        pinned = current if current.revision or not carried else _only(carried)
+        pinned.commit  # noqa: B018 - refuses an unpublished lock
+        if version not in (None, pinned.version):
             raise ValueError(
-                f"version {version} is not pinned, {current.origin} pins version {current.version}: run "
+                f"version {version} is not pinned, {pinned.origin} pins version {pinned.version}: run "
                 f"`flash-rwkv lock {repository} --revision v{version} -o FILE` and set FLASH_RWKV_LOCK=FILE"
             )
-        return current
+        return pinned
     if revision is None:
         raise ValueError(
             f"{current.origin} pins {current.repository}, not {repository}: give revision= with a commit sha"
         )
-    return _remembered(repository, revision)
+    return next((lock for lock in carried if lock.revision == revision), None) or _remembered(
+        repository, revision
+    )
+
+
+def _only(locks: list[Lock]) -> Lock:
+    """Return the lock that was carried here, where the package itself pins nothing."""
+    if len({lock.revision for lock in locks}) > 1:
+        raise LoaderError(
+            f"several kernels were carried here, {', '.join(lock.origin for lock in locks)}: set "
+            "FLASH_RWKV_LOCK to one of them, or give revision="
+        )
+    return locks[0]
+
+
+def _carried_variants(bundle: Bundle, lock: Lock) -> dict[str, Files]:
+    """Return the variants that the folder in FLASH_RWKV_LOCAL has, so that no other is asked of the Hub."""
+    if variants := {name: files for name, files in lock.variants.items() if bundle.paths(name, files)}:
+        return variants
+    held = ", ".join(f"{other.repository} at {other.revision}" for other in bundle.locks())
+    raise LoaderError(
+        f"FLASH_RWKV_LOCAL={bundle.root} holds {held}, but {lock.repository} at {lock.commit} is asked for "
+        f"(by {lock.origin}): fill it again, give revision=, or set FLASH_RWKV_LOCK to a lock in that folder"
+    )
 
 
 def _remembered(repository: str, revision: str) -> Lock:
     """Return the digests of a revision as they were when it was first asked for here."""
     store = default_store()
-    path = store.root / pin_name(repository, revision)
+    path = store.root / lock_name(repository, revision)
     if path.exists():
         lock = Lock.read(path)
         if (lock.repository, lock.revision) != (repository, revision):
@@ -110,22 +131,18 @@ def _remembered(repository: str, revision: str) -> Lock:
     return lock
 
 
-def _local_setting() -> str:
-    return os.environ.get("FLASH_RWKV_LOCAL", "")
-
-
-def _local_variants(path: Path) -> dict[str, Path]:
+def _local_builds(path: Path) -> dict[str, Path]:
     """Find builds in a repository's folder, in its `build/`, or the one variant that the path itself is."""
     for folders in ([path], sorted(path.glob("*/")), sorted(path.glob("build/*/"))):
         if found := {folder.name: folder for folder in folders if (folder / "metadata.json").is_file()}:
             return found
     raise LoaderError(
-        f"FLASH_RWKV_LOCAL={path} has no build variant: expected a folder with metadata.json, or a folder of "
-        "such folders, as `python -m builder build` makes"
+        f"FLASH_RWKV_LOCAL={path} has no build variant: expected what `flash-rwkv prefetch --to` wrote, or a "
+        "folder with metadata.json, or a folder of such folders, as `python -m builder build` makes"
     )
 
 
-def _decide_local(local: dict[str, Path], backend: str | None) -> list[Decision]:
-    if list(local.values()) == [Path(_local_setting()).expanduser().absolute()]:
-        return [Decision(variant) for variant in local]  # named outright, whatever it is called
-    return decide(local, backend)
+def _decide_local(local: Path, builds: dict[str, Path], backend: str | None) -> list[Decision]:
+    if list(builds.values()) == [local]:
+        return [Decision(variant) for variant in builds]  # named outright, whatever it is called
+    return decide(builds, backend)
