@@ -25,7 +25,13 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     home = Home(tmp_path / "home", monkeypatch)
     home.folder.mkdir()
-    for name in ("FLASH_RWKV_LOCAL", "FLASH_RWKV_LOCK", "LOCAL_KERNELS", "HF_HUB_OFFLINE"):
+    for name in (
+        "FLASH_RWKV_LOCAL",
+        "FLASH_RWKV_LOCK",
+        "LOCAL_KERNELS",
+        "HF_HUB_OFFLINE",
+        "FLASH_RWKV_SIGNER",
+    ):
         monkeypatch.delenv(name, raising=False)
     home.set("HF_HOME", home.folder / "hf")
     home.set("HF_TOKEN_PATH", home.folder / "no-token")

@@ -23,6 +23,8 @@ environment:
   FLASH_RWKV_LOCAL  folder to load from instead: what `prefetch --to` wrote, or a build of yours, unverified
   FLASH_RWKV_LOCK   lock file to use instead of the one in the package
   FLASH_RWKV_CACHE  folder of the verified copies (default: ~/.cache/flash-rwkv)
+  FLASH_RWKV_SIGNER whose signature every kernel must have: an identity, perhaps a space and its issuer
+                    (default: GitHub's); FLASH_RWKV_SIGSTORE_ROOT names another Sigstore's trusted_root.json
   HF_ENDPOINT, HF_HOME, KERNELS_CACHE, HF_HUB_OFFLINE  as everywhere with Hugging Face
 
 exit status: 0 done, 1 refused or not possible (the reason is on stderr), 2 wrong usage

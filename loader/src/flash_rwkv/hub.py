@@ -20,7 +20,8 @@ from .patience import Advance, NotThereError, read, receive
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-_UNHASHED = ("metadata.json", "metadata.json.sigstore")  # what a variant's own digests leave out
+SIGNATURE = "metadata.json.sigstore"
+_UNHASHED = ("metadata.json", SIGNATURE)  # what a variant's own digests leave out
 LONGEST_LISTING = 100  # pages
 
 
@@ -82,10 +83,13 @@ def describe(repository: str, commit: str) -> Lock:
     resolve(repository, commit)
     variants, version = {}, None
     with tempfile.TemporaryDirectory(prefix="flash-rwkv-") as folder:
-        path = Path(folder) / "metadata.json"
+        path, signature = Path(folder) / "metadata.json", Path(folder) / SIGNATURE
         for variant, sizes in tree(repository, commit).items():
             download(repository, commit, variant, path.name, sizes[path.name], path)
             variants[variant] = own_digests(variant, path.read_bytes(), sizes)
+            if variants[variant] and SIGNATURE in sizes:
+                entry = download(repository, commit, variant, SIGNATURE, sizes[SIGNATURE], signature)
+                variants[variant][SIGNATURE] = entry
             version = json.loads(path.read_bytes()).get("version")
     return Lock(repository, commit, version, variants, f"the digests published in {repository}")
 

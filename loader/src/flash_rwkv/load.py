@@ -10,6 +10,7 @@ from types import ModuleType
 from .importing import import_variant
 from .plan import SHORT_NAME, make_plan
 from .provide import provide
+from .signatures import Signer, check_signature
 from .store import default_store
 
 _log = logging.getLogger("flash_rwkv")
@@ -44,7 +45,7 @@ def get_kernel(
         NotPinnedError: the lock file names no commit.
         NoVariantError: no build variant fits this machine; the message has the reason for each.
         UnavailableError: the files are not on this machine and the Hub cannot give them.
-        IntegrityError: a file is not the one that was pinned.
+        IntegrityError: a file is not the one that was pinned, or `FLASH_RWKV_SIGNER` has not signed it.
         LoaderError: there is no room for the files, or a setting does not lead to a kernel.
     """
     with _loading:
@@ -59,6 +60,8 @@ def get_kernel(
                 verified, commit = provide(plan.lock, variant), plan.lock.commit
             else:
                 verified, commit = folder, None
+                if signer := Signer.required():
+                    check_signature(folder, variant, signer)
                 _log.warning("loading %s unverified, because FLASH_RWKV_LOCAL is set", folder)
             _loaded[folder] = import_variant(verified, plan.repository, commit, backend)
         return _loaded[folder]

@@ -14,6 +14,7 @@ from .bundle import Bundle, bundles
 from .errors import IntegrityError, LoaderError
 from .lockfile import Lock
 from .patience import Advance
+from .signatures import Signer, check_signature
 from .store import Source, Store, default_store
 
 _log = logging.getLogger("flash_rwkv")
@@ -25,7 +26,17 @@ def provide(lock: Lock, variant: str, *, store: Store | None = None, repair: boo
     Args:
         store: where the verified copy goes; by default this user's, or a temporary one if that is read-only.
         repair: replace files that fail verification with fresh ones from the Hub, instead of refusing.
+
+    Raises:
+        IntegrityError: a file is not the one that was pinned, or FLASH_RWKV_SIGNER has not signed it.
     """
+    folder = _provide(lock, variant, store, repair)
+    if signer := Signer.required():
+        check_signature(folder, variant, signer)
+    return folder
+
+
+def _provide(lock: Lock, variant: str, store: Store | None, repair: bool) -> Path:
     files, home = lock.variants[variant], store or default_store()
     if home.has(variant, files):
         try:
