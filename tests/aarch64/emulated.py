@@ -6,6 +6,7 @@ and a program that calls its ops for whoever writes to it; here `remote.py` regi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from builder.config import open_repository
 from builder.exclusive import exclusive
 from builder.machines import MACHINES
 from builder.package import METADATA
-from builder.toolchain import Toolchain, find_toolchain
+from builder.toolchain import find_toolchain
 from builder.variants import PlainVariant, Variant, known_variants
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 WORK = ROOT / ".build" / "aarch64"
 MACHINE = MACHINES["aarch64"]
 QEMU = "qemu-aarch64-static"
+SYSROOT = "/usr/aarch64-linux-gnu"
 PACKAGES = (MACHINE.package, "qemu-user-static")
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-DTORCH_TARGET_VERSION=0x020b000000000000")
 
@@ -52,36 +54,57 @@ def build() -> Path:
 
 def put_together() -> Path:
     """A folder for `kernels.get_local_kernel` whose ops run in that variant's module under qemu."""
-    with exclusive(WORK.with_suffix(".lock")):
+    with exclusive(WORK / "folder.lock"):
         variant = build()
         build_id = json.loads((variant / METADATA).read_text(encoding="utf-8"))["id"]
-        program = _compile(find_toolchain(cpu_variant()))
-        # To this machine's loader it is what it would take on any: nothing in it is compiled for this one.
-        target = WORK / "build" / PlainVariant.name
-        stage = WORK / "stage"
-        shutil.rmtree(stage, ignore_errors=True)
-        shutil.copytree(variant, stage, ignore=shutil.ignore_patterns("*.so", "plain", "__pycache__"))
         names = {"build_id": build_id, "registers": "remote"}
-        (stage / "_ops.py").write_text(templates.OPS_PY.format(**names), encoding="utf-8")
-        shutil.copyfile(HERE / "remote.py", stage / "remote.py")
-        command = [QEMU, "-L", "/usr/aarch64-linux-gnu", str(program), str(variant / f"{build_id}.abi3.so")]
-        (stage / "command.json").write_text(json.dumps(command), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stage.rename(target)
-    return WORK
+        command = [QEMU, "-L", SYSROOT, str(_program()), str(variant / f"{build_id}.abi3.so")]
+        files = {
+            "_ops.py": templates.OPS_PY.format(**names),
+            "remote.py": (HERE / "remote.py").read_text(encoding="utf-8"),
+            "command.json": json.dumps(command),
+        }
+        root = WORK / f"kernel-{_digest(str(files) + (variant / METADATA).read_text(encoding='utf-8'))}"
+        if not root.is_dir():
+            stage = WORK / "stage"
+            shutil.rmtree(stage, ignore_errors=True)
+            # To this machine's loader it is what fits any: nothing in it is compiled for this one.
+            folder = stage / "build" / PlainVariant.name
+            shutil.copytree(variant, folder, ignore=shutil.ignore_patterns("*.so", "plain", "__pycache__"))
+            for name, text in files.items():
+                (folder / name).write_text(text, encoding="utf-8")
+            stage.rename(root)
+        return root
 
 
-def _compile(tools: Toolchain) -> Path:
-    """The program, and beside it the library that it and the module need."""
-    folder = WORK / "program"
-    folder.mkdir(parents=True, exist_ok=True)
-    compiler = [tools.cxx, *FLAGS, "-isystem", str(tools.torch / "include")]
-    sources = HERE / "program"
-    library, program = folder / "libtorch_cpu.so", folder / "program"
-    for command in (
-        [*compiler, "-shared", "-Wl,-soname,libtorch_cpu.so", str(sources / "torch.cpp"), "-o", str(library)],
-        [*compiler, str(sources / "main.cpp"), str(library), "-Wl,-rpath,$ORIGIN", "-o", str(program)],
-    ):
-        subprocess.run(command, check=True)
-    return program
+def _program() -> Path:
+    """The program, compiled once, and beside it the library that it and the module need."""
+    tools = find_toolchain(cpu_variant())
+    sources = sorted((HERE / "program").iterdir())
+    texts = [path.read_text(encoding="utf-8") for path in sources]
+    folder = WORK / f"program-{_digest(str([tools.versions(), FLAGS, texts]))}"
+    if not folder.is_dir():
+        stage = WORK / "program"
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir()
+        library, program = stage / "libtorch_cpu.so", stage / "program"
+        compiler = [tools.cxx, *FLAGS, "-isystem", str(tools.torch / "include")]
+        as_library = ["-shared", f"-Wl,-soname,{library.name}"]
+        for command in (
+            [*compiler, *as_library, str(HERE / "program" / "torch.cpp"), "-o", str(library)],
+            [
+                *compiler,
+                str(HERE / "program" / "main.cpp"),
+                str(library),
+                "-Wl,-rpath,$ORIGIN",
+                "-o",
+                str(program),
+            ],
+        ):
+            subprocess.run(command, check=True)
+        stage.rename(folder)
+    return folder / "program"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

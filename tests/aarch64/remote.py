@@ -12,11 +12,12 @@ import subprocess
 import threading
 from pathlib import Path
 
+import numpy
 import torch
 
 from ._ops import add_op_namespace_prefix
 
-# The numbers of Torch's C functions for the dtypes that ops are given or give.
+# By Torch's numbers for them.
 DTYPES = {
     0: torch.uint8,
     1: torch.int8,
@@ -29,6 +30,7 @@ DTYPES = {
     9: torch.complex64,
     11: torch.bool,
     15: torch.bfloat16,
+    24: torch.float8_e4m3fn,
 }
 NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 
@@ -56,7 +58,7 @@ class Process:
                 raise RuntimeError(message)
             values = [{"t": self._tensor, "s": self._text, "b": self._flag}[kind]() for kind in results]
             for tensor in changed:
-                _memory(tensor).copy_(self._read_memory(_memory(tensor)))
+                self._fill(tensor)
         return tuple(values)
 
     @staticmethod
@@ -99,18 +101,19 @@ class Process:
     def _tensor(self) -> torch.Tensor:
         dtype = DTYPES[self._number()]
         tensor = torch.empty_strided(self._numbers(), self._numbers(), dtype=dtype)
-        _memory(tensor).copy_(self._read_memory(_memory(tensor)))
+        self._fill(tensor)
         return tensor
 
-    def _read_memory(self, like: torch.Tensor) -> torch.Tensor:
-        data = bytearray(self._bytes(like.numel() * like.element_size()))
-        return torch.frombuffer(data, dtype=like.dtype) if data else torch.empty_like(like)
+    def _fill(self, tensor: torch.Tensor) -> None:
+        memory = _memory(tensor)
+        memory[:] = numpy.frombuffer(self._bytes(memory.size), dtype=numpy.uint8)
 
 
-def _memory(tensor: torch.Tensor) -> torch.Tensor:
-    """All elements from the first to the last, with what lies between them."""
+def _memory(tensor: torch.Tensor) -> numpy.ndarray:
+    """All bytes from the first element to the last, with what lies between them; writes are not noticed."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.detach().as_strided((last + 1 if tensor.numel() else 0,), (1,))
+    elements = tensor.detach().as_strided((last + 1 if tensor.numel() else 0,), (1,))
+    return elements.view(torch.uint8).numpy()
 
 
 def _packed_text(text: str) -> bytes:
@@ -121,7 +124,7 @@ def _packed_tensor(tensor: torch.Tensor) -> bytes:
     numbers = [NUMBERS[tensor.dtype]]
     for values in (tensor.shape, tensor.stride()):
         numbers += [len(values), *values]
-    return struct.pack(f"<{len(numbers)}q", *numbers) + _memory(tensor).view(torch.uint8).numpy().tobytes()
+    return struct.pack(f"<{len(numbers)}q", *numbers) + _memory(tensor).tobytes()
 
 
 def _register(process: Process, text: str) -> None:

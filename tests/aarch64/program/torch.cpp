@@ -226,7 +226,8 @@ size_t aoti_torch_dtype_element_size(int32_t dtype) {
   switch (static_cast<ScalarType>(dtype)) {
     case ScalarType::Byte:
     case ScalarType::Char:
-    case ScalarType::Bool: return 1;
+    case ScalarType::Bool:
+    case ScalarType::Float8_e4m3fn: return 1;
     case ScalarType::Short:
     case ScalarType::Half:
     case ScalarType::BFloat16: return 2;
