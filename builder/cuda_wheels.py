@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 
 from rich.console import Console
 
@@ -57,7 +57,7 @@ def resolve_wheels(release: str, machines: tuple[str, ...] = ()) -> tuple[Wheel,
 def _resolve(parts: tuple[str, ...], release: str, machine: str | None) -> Iterator[Wheel]:
     wanted = [f"{part}=={release}.*" for part in parts]
     # Nothing is installed, but pip resolves for another platform only if told where to install to.
-    target = ["--target", os.devnull] if machine else []
+    target = ["--target", gettempdir()] if machine else []
     options = ["--dry-run", "--ignore-installed", "--report", "-", *target, *_platform(machine)]
     report = json.loads(_pip("install", *options, *wanted))
     for item in sorted(report["install"], key=lambda item: item["metadata"]["name"]):

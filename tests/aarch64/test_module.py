@@ -1,4 +1,4 @@
-"""What ships for aarch64: libraries and symbols that are there, and nothing that only newer processors have."""
+"""What ships for aarch64: libraries and symbols that are there, and vectors in every kernel."""
 
 from __future__ import annotations
 
