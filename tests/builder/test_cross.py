@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from builder import toolchain
 from builder.config import open_repository
 from builder.elf import read_shared_object
-from builder.machines import MACHINES, machine_of_flags, machine_of_variant
+from builder.machines import MACHINES, Machine, machine_of_flags, machine_of_variant
 from tests.aarch64.conftest import require_tools
-from tests.builder.tiny_kernel import AARCH64_VARIANT, CPU_VARIANT, CUDA_VARIANT, PLAIN_VARIANT, TinyKernel
+from tests.builder.tiny_kernel import (
+    AARCH64_VARIANT,
+    CPU_VARIANT,
+    CUDA_AARCH64_VARIANT,
+    CUDA_VARIANT,
+    PLAIN_VARIANT,
+    TinyKernel,
+    toolkit,
+)
 
 NEWER_ATOMIC = """
 void newer_atomic(int* x) { asm volatile(".arch armv8.1-a\\n ldaddal w0, w0, [%0]" : : "r"(x) : "memory"); }
@@ -55,6 +67,46 @@ def test_a_module_of_another_architecture_is_found(crossed: TinyKernel, compiled
     shutil.copyfile(compiled.module(), crossed.module(AARCH64_VARIANT))
     output = crossed.run("check").output
     assert f"which is not what {AARCH64_VARIANT} promises" in output
+
+
+@pytest.mark.parametrize("machine", [toolkit()])
+def test_cuda(tiny: TinyKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
+    """nvcc with the cross compiler; the runtime is a stub, for `--locked` would fetch 100 MB."""
+    require_tools()
+    if machine == "no toolkit":
+        assert "CUDA 13.0" in tiny.run("build", "--variant", CUDA_AARCH64_VARIANT).output
+        return
+    found = toolchain._cuda_toolkit
+
+    def with_stub(nvcc: str, version: str, wanted: str, machine: Machine) -> toolchain.Cuda:
+        cuda = found(nvcc, version, wanted, MACHINES["x86_64"])
+        return replace(cuda, cudart=stub_of(cuda.cudart, tmp_path, machine))
+
+    monkeypatch.setattr(toolchain, "_cuda_toolkit", with_stub)
+    tiny.build("--variant", CUDA_AARCH64_VARIANT, "--capability", "9.0")
+    shared = read_shared_object(tiny.module(CUDA_AARCH64_VARIANT))
+    assert shared.machine == "AArch64"
+    assert {"libtorch_cuda.so", "libcudart.so.13"} <= set(shared.needed)
+    metadata = json.loads((tiny.variant(CUDA_AARCH64_VARIANT) / "metadata.json").read_text())
+    assert metadata["backend"] == {"type": "cuda", "archs": ["9.0"]}
+    assert tiny.run("check").exit_code == 0, tiny.run("check").output
+
+
+def stub_of(library: Path, folder: Path, machine: Machine) -> Path:
+    """A library of another architecture with the functions of one of this machine, and their version."""
+    listed = subprocess.run(
+        ["nm", "--dynamic", "--defined-only", "--format=just-symbols", str(library)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = {name.partition("@")[0] for name in listed.stdout.split() if name.startswith(("cuda", "__cuda"))}
+    source, versions, stub = folder / "cudart.c", folder / "cudart.map", folder / library.name
+    source.write_text("".join(f"void {name}(void) {{}}\n" for name in sorted(names)))
+    versions.write_text(f"{library.name} {{ *; }};\n")
+    flags = ["-shared", "-nostdlib", f"-Wl,-soname,{library.name},--version-script={versions}"]
+    subprocess.run([machine.tool("gcc"), *flags, str(source), "-o", str(stub)], check=True)
+    return stub
 
 
 @pytest.mark.parametrize(
