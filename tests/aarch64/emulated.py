@@ -16,12 +16,13 @@ from rich.console import Console
 
 from builder import templates
 from builder.build import build_variant
-from builder.config import open_repository
+from builder.config import Repository, open_repository
 from builder.exclusive import exclusive
 from builder.machines import MACHINES
 from builder.package import METADATA
 from builder.toolchain import find_toolchain
 from builder.variants import PlainVariant, Variant, known_variants
+from tests.helpers.mirror import mirror
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -41,15 +42,16 @@ def missing() -> str | None:
     return f"no {', '.join(absent)}: apt-get install {' '.join(PACKAGES)}" if absent else None
 
 
-def cpu_variant() -> Variant:
+def cpu_variant(repository: Repository) -> Variant:
     """The variant that is emulated."""
-    known = [v for v in known_variants(open_repository(ROOT)) if isinstance(v, Variant)]
+    known = [variant for variant in known_variants(repository) if isinstance(variant, Variant)]
     return next(v for v in known if v.backend == "cpu" and v.platform.machine == MACHINE.name)
 
 
 def build() -> Path:
-    """Folder of the aarch64 variant, compiled as far as it has to be."""
-    return build_variant(open_repository(ROOT), cpu_variant(), Console()).folder
+    """Folder of the aarch64 variant, compiled as far as it has to be; not in build/, which is for users."""
+    repository = open_repository(mirror(open_repository(ROOT), WORK / "sources"))
+    return build_variant(repository, cpu_variant(repository), Console()).folder
 
 
 def put_together() -> Path:
@@ -79,7 +81,7 @@ def put_together() -> Path:
 
 def _program() -> Path:
     """The program, compiled once, and beside it the library that it and the module need."""
-    tools = find_toolchain(cpu_variant())
+    tools = find_toolchain(cpu_variant(open_repository(ROOT)))
     sources = sorted((HERE / "program").iterdir())
     texts = [path.read_text(encoding="utf-8") for path in sources]
     folder = WORK / f"program-{_digest(str([tools.versions(), FLAGS, texts]))}"
