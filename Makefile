@@ -15,7 +15,7 @@ JOBS ?= auto
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test bench e2e-bench check format lock clean
+.PHONY: help venv cross build demo test bench e2e-bench check format lock clean
 .PHONY: gpu-wheels gpu-build gpu-test gpu-sanitize gpu-prepare gpu-bench gpu-e2e-bench
 
 help: ## List the targets
@@ -24,7 +24,7 @@ help: ## List the targets
 demo: $(VENV)/.run build ## Build, publish to a Hub on this machine, load, train RWKV-7 and RWKV-6 (about two minutes)
 	$(BIN)/python -m examples.demo --out $(OUT) $(ARGS)
 
-test: $(VENV)/.dev $(KERNELS) build ## Run the tests
+test: $(VENV)/.dev $(KERNELS) cross build ## Run the tests
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 bench: $(VENV)/.run build ## Time the CPU operators against a plain C++ loop; results go into the README
@@ -51,6 +51,15 @@ format: $(VENV)/.dev ## Format Python and C++
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+
+# Debian's packages, in half a minute, for who may install them. Who may not is told, and these tests are skipped.
+CROSS := g++-aarch64-linux-gnu qemu-user-static
+cross: ## Install what compiles for aarch64 and emulates it, if it is not here
+	@if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "apt-get install $(CROSS)" && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qq -y --no-install-recommends $(CROSS) >/dev/null; \
+	else echo "The tests for aarch64 are skipped; as root: apt-get install $(CROSS)" >&2; fi
 
 lock: $(VENV)/.run ## Compile requirements/*.in into pinned and hashed *.txt again
 	$(BIN)/pip install --quiet uv==0.13.9

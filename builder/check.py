@@ -15,6 +15,7 @@ from builder.elf import SharedObject, read_shared_object
 from builder.errors import BuilderError
 from builder.includes import unlisted_headers
 from builder.isa import leaked_instructions
+from builder.machines import machine_of_variant
 from builder.package import METADATA
 from builder.rules import python_findings
 from builder.source_state import tracked_files
@@ -212,9 +213,12 @@ def _module_findings(module: Path, metadata: Metadata, variant: str, python_name
     yield from module_findings(module)
     shared = read_shared_object(module)
     yield from _linkage_findings(shared, metadata)
-    if "x86_64" in variant:
-        for function, instruction in leaked_instructions(module, f"{python_name}::cpu").items():
-            yield f"{function} is outside its instruction set's namespace but uses `{instruction}`"
+    machine = machine_of_variant(variant)
+    if machine is None or shared.machine != machine.elf:
+        yield f"is compiled for {shared.machine}, which is not what {variant} promises"
+        return
+    for function, instruction in leaked_instructions(module, f"{python_name}::cpu", machine).items():
+        yield f"{function} is outside its instruction set's namespace but uses `{instruction}`"
 
 
 def _linkage_findings(shared: SharedObject, metadata: Metadata) -> Iterator[str]:

@@ -154,7 +154,7 @@ def _on_this_machine(variant: Variant) -> bool:
 @main.command("lock")
 @click.pass_obj
 def lock_command(root: Path) -> None:
-    """Write builder/toolchain.lock: this machine's compiler and headers, and CUDA's wheels by their digests.
+    """Write builder/toolchain.lock: this machine's compilers and headers, and CUDA's wheels by their digests.
 
     Asks the package index for the newest wheels of each CUDA release, and downloads none of them. Commit the
     file: it is an input of the build.
@@ -168,7 +168,8 @@ def lock_command(root: Path) -> None:
             console.print(
                 f"{wheel.name} {wheel.version}  sha256 {wheel.sha256}", highlight=False, soft_wrap=True
             )
-    for name, value in sorted(lock.host.items()):
+    compilers = [pair for packages in lock.compilers.values() for pair in packages.items()]
+    for name, value in sorted([*lock.host.items(), *compilers]):
         console.print(f"{name} {value}", highlight=False, soft_wrap=True)
     console.print(f"{path.relative_to(root)}  sha256 {lock.sha256}", highlight=False, soft_wrap=True)
 

@@ -10,6 +10,7 @@ import tomllib
 from kernels._rust import Build, KernelName
 
 from builder.errors import BuilderError
+from builder.machines import machine_of_flags
 
 # The kernel's subpackage that registers its ops in Python, for the variant that holds nothing compiled.
 PLAIN = "plain"
@@ -26,6 +27,11 @@ class Section:
     cxx_flags: tuple[str, ...] = ()
     cuda_flags: tuple[str, ...] = ()
     cuda_capabilities: tuple[str, ...] = ()
+
+    @property
+    def machine(self) -> str | None:
+        """The architecture whose instructions its flags ask for; None: compiled for every one."""
+        return machine_of_flags(self.cxx_flags)
 
 
 @dataclass(frozen=True)
@@ -57,15 +63,18 @@ class Repository:
         """Whether the kernel's ops exist in plain PyTorch too."""
         return (self.package / PLAIN / "__init__.py").is_file()
 
-    def sections_for(self, backend: str) -> Iterator[Section]:
-        """The sections compiled for one backend, in the order of build.toml."""
-        return (s for s in self.sections if s.backend in (None, backend))
+    def sections_for(self, backend: str, machine: str) -> Iterator[Section]:
+        """The sections compiled for one backend on one architecture, in the order of build.toml."""
+        return (
+            section
+            for section in self.sections
+            if section.backend in (None, backend) and section.machine in (None, machine)
+        )
 
     def cuda_capabilities(self) -> set[str]:
         """Every capability that a complete CUDA build is compiled for."""
-        return {
-            capability for section in self.sections_for("cuda") for capability in section.cuda_capabilities
-        }
+        sections = (section for section in self.sections if section.backend in (None, "cuda"))
+        return {capability for section in sections for capability in section.cuda_capabilities}
 
     def inputs(self) -> list[str]:
         """Top-level names whose content decides what a build contains."""

@@ -1,4 +1,8 @@
-"""CUDA's compiler as wheels of a package index: which there are, and unpacked together into one toolkit."""
+"""CUDA's compiler as wheels of a package index: which there are, and unpacked together into one toolkit.
+
+The wheels of this machine are the toolkit; of those of other architectures it takes the runtime that programs
+link with.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +12,66 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 
 from rich.console import Console
 
 from builder.errors import BuilderError
 from builder.exclusive import exclusive
+from builder.machines import MACHINES
 
 PARTS = ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
+RUNTIME = "nvidia-cuda-runtime"
 PROGRAM_FOLDERS = ("bin", "nvvm/bin")  # wheels do not say what may be run
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """One file of the index."""
+    """One file of the index. `machine`: the other architecture that it is for, None for this machine."""
 
     name: str
     version: str
     file: str
     sha256: str
+    machine: str | None = None
 
 
-def resolve_wheels(release: str) -> tuple[Wheel, ...]:
-    """The newest wheels of a CUDA release (`13.0`) for this machine; nothing is downloaded.
+def resolve_wheels(release: str, machines: tuple[str, ...] = ()) -> tuple[Wheel, ...]:
+    """The newest wheels of a CUDA release (`13.0`), with what it takes to build for these architectures too.
+
+    Nothing is downloaded.
 
     Raises:
         BuilderError: the index cannot be asked, or has none.
     """
-    wanted = [f"{part}=={release}.*" for part in PARTS]
-    report = _pip("install", "--dry-run", "--ignore-installed", "--report", "-", *wanted)
-    return tuple(
-        Wheel(
+    others = [name for name in machines if not MACHINES[name].is_here]
+    wheels = list(_resolve(PARTS, release, None))
+    for name in others:
+        wheels += _resolve((RUNTIME,), release, name)
+    return tuple(wheels)
+
+
+def _resolve(parts: tuple[str, ...], release: str, machine: str | None) -> Iterator[Wheel]:
+    wanted = [f"{part}=={release}.*" for part in parts]
+    # Nothing is installed, but pip resolves for another platform only if told where to install to.
+    target = ["--target", gettempdir()] if machine else []
+    options = ["--dry-run", "--ignore-installed", "--report", "-", *target, *_platform(machine)]
+    report = json.loads(_pip("install", *options, *wanted))
+    for item in sorted(report["install"], key=lambda item: item["metadata"]["name"]):
+        yield Wheel(
             name=item["metadata"]["name"],
             version=item["metadata"]["version"],
             file=item["download_info"]["url"].rpartition("/")[2],
             sha256=item["download_info"]["archive_info"]["hashes"]["sha256"],
+            machine=machine,
         )
-        for item in sorted(json.loads(report)["install"], key=lambda item: item["metadata"]["name"])
-    )
+
+
+def _platform(machine: str | None) -> list[str]:
+    return ["--platform", f"manylinux2014_{machine}"] if machine else []
 
 
 def fetch_nvcc(wheels: tuple[Wheel, ...], store: Path, console: Console) -> str:
@@ -61,31 +86,43 @@ def fetch_nvcc(wheels: tuple[Wheel, ...], store: Path, console: Console) -> str:
         if not toolkit.is_dir():
             stage = store / f"cuda-{digest}.part"
             shutil.rmtree(stage, ignore_errors=True)
-            _download(wheels, stage / "wheels", console)
-            _unpack(stage)
+            with console.status(f"fetching {len(wheels)} wheels of CUDA, about 100 MB"):
+                _fetch(wheels, stage)
             stage.rename(toolkit)
     (nvcc,) = toolkit.glob("nvidia/*/bin/nvcc")
     return str(nvcc)
 
 
-def _download(wheels: tuple[Wheel, ...], folder: Path, console: Console) -> None:
-    folder.mkdir(parents=True)
-    requirements = folder / "requirements.txt"
-    lines = (f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n" for wheel in wheels)
-    requirements.write_text("".join(lines), encoding="utf-8")
-    with console.status(f"fetching {len(wheels)} wheels of CUDA, about 100 MB"):
-        _pip("download", "--require-hashes", "--dest", str(folder), "--requirement", str(requirements))
-
-
-def _unpack(stage: Path) -> None:
-    for wheel in sorted((stage / "wheels").glob("*.whl")):
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(stage)
-    shutil.rmtree(stage / "wheels")
+def _fetch(wheels: tuple[Wheel, ...], stage: Path) -> None:
+    """Put a toolkit together, with the runtimes of other architectures under its targets/."""
+    _unpack([wheel for wheel in wheels if wheel.machine is None], stage)
+    (root,) = stage.glob("nvidia/*")
+    for machine in {wheel.machine for wheel in wheels} - {None}:
+        other = stage / machine
+        _unpack([wheel for wheel in wheels if wheel.machine == machine], other)
+        target = root / "targets" / MACHINES[machine].cuda_target
+        target.parent.mkdir(exist_ok=True)
+        next(other.glob("nvidia/*")).rename(target)
+        shutil.rmtree(other)
     for folder in PROGRAM_FOLDERS:
         for program in stage.glob(f"nvidia/*/{folder}/*"):
             if program.is_file():
                 program.chmod(0o755)
+
+
+def _unpack(wheels: list[Wheel], folder: Path) -> None:
+    """Download wheels of one architecture by their digests, and take them apart."""
+    downloads = folder / "wheels"
+    downloads.mkdir(parents=True)
+    requirements = downloads / "requirements.txt"
+    lines = (f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n" for wheel in wheels)
+    requirements.write_text("".join(lines), encoding="utf-8")
+    options = ["--require-hashes", *_platform(wheels[0].machine), "--dest", str(downloads)]
+    _pip("download", *options, "--requirement", str(requirements))
+    for wheel in sorted(downloads.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+    shutil.rmtree(downloads)
 
 
 def _pip(command: str, *arguments: str) -> str:

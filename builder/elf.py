@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from builder.errors import BuilderError
+from builder.machines import Machine
 
+MACHINE = re.compile(r"^ *Machine: +(.+)$")
 DYNAMIC = re.compile(r"\((NEEDED|RPATH|RUNPATH)\).*\[(.*)\]")
 SECTION = re.compile(r"\[ *\d+\] (\S+) +(\w+) +([0-9a-f]+) ([0-9a-f]+) ([0-9a-f]+) ")
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
@@ -18,8 +20,9 @@ FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
 
 @dataclass
 class SharedObject:
-    """Dynamic section and dynamic symbols of one file."""
+    """Architecture, dynamic section and dynamic symbols of one file."""
 
+    machine: str = ""  # as readelf prints it
     needed: list[str] = field(default_factory=list)
     run_paths: list[str] = field(default_factory=list)
     exported: list[str] = field(default_factory=list)
@@ -33,8 +36,10 @@ def read_shared_object(path: Path) -> SharedObject:
         BuilderError: readelf is missing or refuses the file.
     """
     result = SharedObject()
-    for line in _lines("readelf", "--dynamic", "--wide", str(path)):
-        if match := DYNAMIC.search(line):
+    for line in _lines("readelf", "--file-header", "--dynamic", "--wide", str(path)):
+        if match := MACHINE.match(line):
+            result.machine = match.group(1)
+        elif match := DYNAMIC.search(line):
             (result.needed if match.group(1) == "NEEDED" else result.run_paths).append(match.group(2))
     for line in _lines("readelf", "--dyn-syms", "--wide", str(path)):
         columns = line.split()
@@ -42,7 +47,8 @@ def read_shared_object(path: Path) -> SharedObject:
             continue
         binding, section, name = columns[4], columns[6], columns[7]
         if section != "UND":
-            result.exported.append(name)
+            if binding != "LOCAL":  # some linkers list sections too
+                result.exported.append(name)
         elif "@" not in name and binding != "WEAK":
             result.unversioned_imports.append(name)
     return result
@@ -83,10 +89,11 @@ def symbol_at(path: Path, address: int) -> str | None:
     return None
 
 
-def instructions(path: Path) -> Iterator[tuple[str, str]]:
+def instructions(path: Path, machine: Machine) -> Iterator[tuple[str, str]]:
     """(demangled function, instruction) of every machine instruction in the file."""
     function = ""
-    for line in _lines("objdump", "--disassemble", "--demangle", "--no-show-raw-insn", str(path)):
+    objdump = machine.tool("objdump")
+    for line in _lines(objdump, "--disassemble", "--demangle", "--no-show-raw-insn", str(path)):
         if match := FUNCTION.match(line):
             function = match.group(1)
         elif "\t" in line:
@@ -95,7 +102,8 @@ def instructions(path: Path) -> Iterator[tuple[str, str]]:
 
 def _lines(tool: str, *arguments: str) -> list[str]:
     if shutil.which(tool) is None:
-        raise BuilderError(f"No {tool}: install binutils (Debian: apt-get install binutils).")
+        package = "-".join(["binutils", *tool.replace("_", "-").split("-")[:-1]])
+        raise BuilderError(f"No {tool}: install binutils (Debian: apt-get install {package}).")
     done = subprocess.run([tool, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise BuilderError(f"{tool} cannot read {arguments[-1]}: {done.stderr.strip()}")

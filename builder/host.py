@@ -19,17 +19,12 @@ TORCH_HEADERS = ("torch/csrc/stable", "torch/csrc/inductor/aoti_torch/c", "torch
 
 
 def host_facts(toolchain: Toolchain) -> dict[str, str]:
-    """Names and versions of Debian's packages, Python, ninja and Torch's headers.
-
-    Raises:
-        BuilderError: there is no dpkg to ask.
-    """
+    """Names and versions of Python, ninja and Torch's headers."""
     return {
         "ninja": toolchain.ninja_version,
         "python": platform.python_version(),
         "torch-headers": toolchain.versions()["torch-headers"],
         "torch-headers-sha256": _digest(toolchain.torch / "include"),
-        **_packages(toolchain.cxx),
     }
 
 
@@ -42,8 +37,12 @@ def _digest(include: Path) -> str:
     return digest.hexdigest()
 
 
-def _packages(cxx: str) -> dict[str, str]:
-    """Version of every package that owns a part of the compiler."""
+def compiler_packages(cxx: str) -> dict[str, str]:
+    """Version of every Debian package that owns a part of the compiler.
+
+    Raises:
+        BuilderError: there is no dpkg to ask, or a part came with no package.
+    """
     if shutil.which("dpkg-query") is None:
         raise BuilderError(
             "A locked build takes its compiler from Debian's packages, and there is no dpkg here. Build "

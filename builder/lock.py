@@ -1,7 +1,7 @@
 """The committed lock of the toolchain: everything that decides the bytes of a build beside the sources.
 
-CUDA comes as wheels, by their SHA-256, and is fetched. The host's compiler and Torch's headers are recorded:
-a locked build refuses a machine that has others.
+CUDA comes as wheels, by their SHA-256, and is fetched. The host's compilers, one an architecture, and Torch's
+headers are recorded: a locked build refuses a machine that has others than those of its variant.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.console import Console
 from builder.config import Repository
 from builder.cuda_wheels import Wheel, fetch_nvcc, resolve_wheels
 from builder.errors import BuilderError
-from builder.host import host_facts
+from builder.host import compiler_packages, host_facts
 from builder.toolchain import Toolchain, find_toolchain
 from builder.variants import Platform, Variant, known_variants
 
@@ -26,15 +26,23 @@ TOOLKITS = Path(".build") / "toolchain"
 
 @dataclass(frozen=True)
 class Lock:
-    """What builds are made with: names and versions on the host, and the wheels of each CUDA release."""
+    """What builds are made with: names and versions on the host, of the packages of the compiler for each
+    architecture too, and the wheels of each CUDA release.
+    """
 
     host: dict[str, str]
+    compilers: dict[str, dict[str, str]]
     cuda: dict[str, tuple[Wheel, ...]]
+
+    def host_of(self, variant: Variant) -> dict[str, str]:
+        """What of the host shows in a variant."""
+        return {**self.host, **self.compilers.get(variant.platform.machine, {})}
 
     def text(self) -> str:
         """As it is committed."""
         cuda = {release: [asdict(wheel) for wheel in wheels] for release, wheels in self.cuda.items()}
-        return json.dumps({"host": self.host, "cuda": cuda}, indent=2, sort_keys=True) + "\n"
+        content = {"host": self.host, "compilers": self.compilers, "cuda": cuda}
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
     @property
     def sha256(self) -> str:
@@ -50,8 +58,13 @@ def make_lock(repository: Repository) -> Lock:
     variants = [variant for variant in known_variants(repository) if isinstance(variant, Variant)]
     if not variants:
         raise BuilderError("build.toml describes nothing that is compiled, so there is nothing to lock.")
+    by_machine = {variant.platform.machine: _host_toolchain(variant) for variant in variants}
     releases = sorted({v.platform.cuda for v in variants if v.platform.cuda})
-    return Lock(_host(variants[0]), {release: resolve_wheels(release) for release in releases})
+    return Lock(
+        host_facts(next(iter(by_machine.values()))),
+        {machine: compiler_packages(toolchain.cxx) for machine, toolchain in by_machine.items()},
+        {release: resolve_wheels(release, tuple(by_machine)) for release in releases},
+    )
 
 
 def write_lock(repository: Repository, lock: Lock) -> Path:
@@ -73,7 +86,8 @@ def read_lock(repository: Repository) -> Lock:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         cuda = {release: tuple(Wheel(**w) for w in wheels) for release, wheels in content["cuda"].items()}
-        return Lock(dict(content["host"]), cuda)
+        compilers = {machine: dict(packages) for machine, packages in content["compilers"].items()}
+        return Lock(dict(content["host"]), compilers, cuda)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BuilderError(
             f"{path} is not a lock of a toolchain ({error!r}). Take it from Git, or write it with "
@@ -87,7 +101,8 @@ def locked_toolchain(repository: Repository, lock: Lock, variant: Variant, conso
     Raises:
         BuilderError: the host has other tools than the lock; the message names each.
     """
-    _refuse_others(lock.host, _host(variant))
+    host = _host_toolchain(variant)
+    _refuse_others(lock.host_of(variant), {**host_facts(host), **compiler_packages(host.cxx)})
     release = variant.platform.cuda
     if release is None:
         return find_toolchain(variant)
@@ -96,9 +111,9 @@ def locked_toolchain(repository: Repository, lock: Lock, variant: Variant, conso
     return find_toolchain(variant, fetch_nvcc(lock.cuda[release], repository.root / TOOLKITS, console))
 
 
-def _host(variant: Variant) -> dict[str, str]:
+def _host_toolchain(variant: Variant) -> Toolchain:
     """What the host adds to a variant, whether or not there is a CUDA toolkit."""
-    return host_facts(find_toolchain(Variant(Platform("cpu", variant.platform.machine), variant.torch)))
+    return find_toolchain(Variant(Platform("cpu", variant.platform.machine), variant.torch))
 
 
 def _refuse_others(locked: dict[str, str], found: dict[str, str]) -> None:

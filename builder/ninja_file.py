@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from builder import templates
 from builder.config import Repository, Section
 from builder.errors import BuilderError
 from builder.toolchain import Toolchain
+from builder.torch_stubs import torch_stubs
 from builder.variants import Variant
 
 CXX_SUFFIXES = (".cpp", ".cc", ".cxx")
@@ -39,8 +41,12 @@ class Plan:
 
     def archs(self) -> list[str]:
         """CUDA capabilities that the binary is compiled for, as build.toml writes them."""
-        found = {c for s in self.repository.sections_for(self.variant.backend) for c in self.section_archs(s)}
+        found = {c for section in self.sections() for c in self.section_archs(section)}
         return sorted(found, key=_capability_order)
+
+    def sections(self) -> Iterator[Section]:
+        """What of build.toml is compiled for the variant."""
+        return self.repository.sections_for(self.variant.backend, self.variant.platform.machine)
 
     def section_archs(self, section: Section) -> tuple[str, ...]:
         if not any(source.endswith(".cu") for source in section.sources):
@@ -60,7 +66,8 @@ def write_build_files(plan: Plan) -> Path:
     write_if_changed(generated / "registration.h", templates.REGISTRATION_H.format(build_id=plan.build_id))
     write_if_changed(generated / "glibc_compat.h", templates.GLIBC_COMPAT_H)
     write_if_changed(generated / "abi_compat.cpp", templates.ABI_COMPAT_CPP)
-    write_if_changed(generated / "torch_cuda_stub.cpp", templates.TORCH_CUDA_STUB_CPP)
+    for name, text in torch_stubs(plan.toolchain.torch / "include").items():
+        write_if_changed(generated / f"{name}_stub.cpp", text)
     write_if_changed(generated / "exports.map", templates.VERSION_SCRIPT.format(build_id=plan.build_id))
     path = plan.work / "build.ninja"
     write_if_changed(path, _build_ninja(plan))
@@ -110,7 +117,8 @@ def _build_ninja(plan: Plan) -> str:
         *_rule(
             "merge",
             f"{_word(plan.toolchain.cxx)} -r -nostdlib $in -o $out.all && "
-            f"objcopy --keep-global-symbol=PyInit_{plan.build_id} {WITHOUT_NVCCS_FILES} $out.all $out",
+            f"{_word(plan.toolchain.objcopy)} --keep-global-symbol=PyInit_{plan.build_id} "
+            f"{WITHOUT_NVCCS_FILES} $out.all $out",
             "merge $out",
         ),
         *_rule("link", f"{_word(plan.toolchain.cxx)} $flags $in $libraries -o $out", "link $out"),
@@ -120,7 +128,7 @@ def _build_ninja(plan: Plan) -> str:
         lines += _rule("nvcc", f"{nvcc} $flags -MD -MF $out.d -c $in -o $out", "compile $in", deps=True)
 
     objects = []
-    for section in plan.repository.sections_for(plan.variant.backend):
+    for section in plan.sections():
         for source in sorted(section.sources):
             if source.endswith(HEADER_SUFFIXES):
                 continue
@@ -202,21 +210,21 @@ def _nvcc_flags(plan: Plan, section: Section, source: str, work: str) -> list[st
 
 def _link(plan: Plan, objects: list[str], work: str) -> list[str]:
     """Shared object that exports its init function alone and names libraries, but no folders."""
-    # The system's libraries first: Torch's happen to export parts of libstdc++, and whoever takes those
-    # from there loads only with the Torch it was linked to. By file name: some compilers come with a
-    # static libstdc++ alone, and exceptions must be those that Torch catches.
-    system = ["-l:libstdc++.so.6", "-lm", "-l:libgcc_s.so.1", "-lc"]
-    libraries = [*system, f"-L{plan.toolchain.torch / 'lib'}", "-ltorch_cpu"]
+    # By file name: some compilers come with a static libstdc++ alone, and exceptions must be those that
+    # Torch catches.
+    libraries = ["-l:libstdc++.so.6", "-lm", "-l:libgcc_s.so.1", "-lc"]
+    stubs = ["torch_cpu", "torch_cuda"] if plan.toolchain.cuda else ["torch_cpu"]
     merged = f"{work}/merged.o"
     lines = _build("merge", merged, " ".join(map(_path, objects)), [], escape=False)
     inputs = f"{_path(merged)} | {work}/generated/exports.map"
-    if plan.toolchain.cuda:
-        # Always the stub, also beside a CUDA build of Torch: the same binary wherever it is linked.
-        stub = f"{work}/stub/libtorch_cuda.so"
-        flags = ["-shared", "-fPIC", "-nostdlib", "-Wl,-soname,libtorch_cuda.so"]
-        lines += _build("link", stub, f"{work}/generated/torch_cuda_stub.cpp", flags)
-        libraries += [stub, str(plan.toolchain.cuda.cudart)]
+    for name in stubs:
+        stub = f"{work}/stub/lib{name}.so"
+        flags = ["-shared", "-fPIC", "-nostdlib", f"-Wl,-soname,lib{name}.so"]
+        lines += _build("link", stub, f"{work}/generated/{name}_stub.cpp", flags)
+        libraries.append(stub)
         inputs += f" {_path(stub)}"
+    if plan.toolchain.cuda:
+        libraries.append(str(plan.toolchain.cuda.cudart))
     flags = [
         "-shared",
         "-Wl,--as-needed",

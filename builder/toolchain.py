@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.errors import BuilderError
+from builder.machines import MACHINES, Machine
 from builder.variants import Variant
 
 OLDEST_GCC = 11
@@ -39,6 +40,7 @@ class Toolchain:
 
     cxx: str
     cxx_version: str
+    objcopy: str
     ninja: str
     ninja_version: str
     torch: Path
@@ -64,19 +66,20 @@ def find_toolchain(variant: Variant, nvcc: str | None = None) -> Toolchain:
     Raises:
         BuilderError: the first one that is missing or of a wrong version.
     """
-    _require_machine(variant)
-    cxx, cxx_version = _find_gcc()
+    machine = _machine_of(variant)
+    cxx, cxx_version = _find_gcc(machine)
     ninja, ninja_version = _find_ninja()
     torch, torch_version = _find_torch(variant.torch)
     return Toolchain(
         cxx=cxx,
         cxx_version=cxx_version,
+        objcopy=machine.tool("objcopy"),
         ninja=ninja,
         ninja_version=ninja_version,
         torch=torch,
         torch_version=torch_version,
         python_include=_find_python_headers(),
-        cuda=_find_cuda(variant.platform.cuda, nvcc) if variant.platform.cuda else None,
+        cuda=_find_cuda(variant.platform.cuda, nvcc, machine) if variant.platform.cuda else None,
     )
 
 
@@ -89,22 +92,26 @@ def _run(*command: str) -> str:
     return done.stdout + done.stderr
 
 
-def _require_machine(variant: Variant) -> None:
-    system, machine = platform.system(), platform.machine()
-    if (system, machine) != ("Linux", variant.platform.machine):
+def _machine_of(variant: Variant) -> Machine:
+    machine = MACHINES.get(variant.platform.machine)
+    if machine is None:
         raise BuilderError(
-            f"{variant.name} is built under Linux on {variant.platform.machine}; "
-            f"this is {system} on {machine}."
+            f"{variant.name} is of no architecture that this builder compiles for: {', '.join(MACHINES)}."
         )
+    if platform.system() != "Linux":
+        raise BuilderError(f"{variant.name} is built under Linux; this is {platform.system()}.")
+    return machine
 
 
-def _find_gcc() -> tuple[str, str]:
-    wanted = os.environ.get("CXX", "g++")
+def _find_gcc(machine: Machine) -> tuple[str, str]:
+    """The compiler for an architecture: CXX or g++ on such a machine, Debian's cross compiler elsewhere."""
+    wanted = os.environ.get("CXX", "g++") if machine.is_here else machine.tool("g++")
     path = shutil.which(wanted)
     if path is None:
+        package, otherwise = ("g++", ", or point CXX at one") if machine.is_here else (machine.package, "")
         raise BuilderError(
-            f"No C++ compiler: {wanted} is not on PATH. Install g++ {OLDEST_GCC} or newer "
-            "(Debian: apt-get install g++), or point CXX at one."
+            f"No C++ compiler for {machine.name}: {wanted} is not on PATH. Install g++ {OLDEST_GCC} or newer "
+            f"(Debian: apt-get install {package}){otherwise}."
         )
     banner = _run(path, "--version").partition("\n")[0]
     version = _run(path, "-dumpfullversion").strip()
@@ -161,7 +168,7 @@ def _find_python_headers() -> Path:
     return path
 
 
-def _find_cuda(wanted: str, given: str | None) -> Cuda:
+def _find_cuda(wanted: str, given: str | None, machine: Machine) -> Cuda:
     candidates = [
         given,
         os.environ.get("CUDACXX"),
@@ -181,17 +188,20 @@ def _find_cuda(wanted: str, given: str | None) -> Cuda:
             f"{nvcc} is of CUDA {release}, but this variant is made with CUDA {wanted}: its name promises "
             f"that runtime. Put the nvcc of CUDA {wanted} first on PATH, or set CUDA_HOME."
         )
-    return _cuda_toolkit(nvcc, version, wanted)
+    return _cuda_toolkit(nvcc, version, wanted, machine)
 
 
-def _cuda_toolkit(nvcc: str, version: str, wanted: str) -> Cuda:
+def _cuda_toolkit(nvcc: str, version: str, wanted: str, machine: Machine) -> Cuda:
     """Where nvcc's own headers and runtime are; nvcc on PATH may be a wrapper or a link."""
     match = re.search(r"^#\$ TOP=(.+)$", _run(nvcc, "--dryrun", "-c", "-x", "cu", os.devnull), re.MULTILINE)
     if match is None:
         raise BuilderError(f"{nvcc} does not say where its toolkit is (`nvcc --dryrun`). Is it complete?")
     root = Path(match.group(1)).resolve()
     soname = f"libcudart.so.{wanted.split('.')[0]}"
-    for folder in ("lib64", "lib", "targets/x86_64-linux/lib"):
+    for folder in (f"targets/{machine.cuda_target}/lib", *(("lib64", "lib") if machine.is_here else ())):
         if (root / folder / soname).is_file():
             return Cuda(nvcc=nvcc, version=version, root=root, cudart=root / folder / soname)
-    raise BuilderError(f"{root} has no {soname}: install the CUDA runtime of that toolkit.")
+    raise BuilderError(
+        f"{root} has no {soname} of {machine.name}: install the CUDA runtime of that toolkit for "
+        f"{machine.cuda_target}, or build with --locked, which fetches it."
+    )

@@ -25,6 +25,8 @@ class Platform:
 PLATFORMS = (
     Platform("cpu", "x86_64"),
     Platform("cuda", "x86_64", cuda="13.0"),
+    Platform("cpu", "aarch64"),
+    Platform("cuda", "aarch64", cuda="13.0"),
 )
 
 

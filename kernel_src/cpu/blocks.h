@@ -14,8 +14,9 @@ constexpr int kBlock = static_cast<int>(kCheckpointTokens);
 constexpr int kForwardBlock = 16;
 
 // Tokens of a block that backward takes at a time, with their states and sums in the first-level cache. Where a tile
-// overflows the registers its arithmetic weighs more than the second-level cache, and longer windows repeat less.
-constexpr int kWindow = Vec<float>::kRegisters == 32 ? 8 : 32;
+// overflows the registers (with less than 2 KiB of them) its arithmetic weighs more than the second-level cache, and
+// longer windows repeat less.
+constexpr int kWindow = Vec<float>::kRegisters * Vec<float>::kLanes >= 512 ? 8 : 32;
 static_assert(kBlock % kForwardBlock == 0 && kBlock % kWindow == 0);
 
 // Value rows that one worker may take alone. Sums over rows are formed a group at a time and the groups added in

@@ -31,6 +31,8 @@ FLASH_RWKV_INLINE uint16_t float_to_bfloat16(float f) {
 FLASH_RWKV_INLINE float float16_to_float(uint16_t h) {
 #if defined(__F16C__)
   return _cvtsh_ss(h);
+#elif defined(__ARM_NEON)
+  return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0);
 #else
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t body = static_cast<uint32_t>(h & 0x7fffu) << 13;
@@ -43,6 +45,8 @@ FLASH_RWKV_INLINE float float16_to_float(uint16_t h) {
 FLASH_RWKV_INLINE uint16_t float_to_float16(float f) {
 #if defined(__F16C__)
   return _cvtss_sh(f, 0);
+#elif defined(__ARM_NEON)
+  return vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(vdupq_n_f32(f))), 0);
 #else
   const uint32_t bits = to_bits(f);
   const uint32_t sign = (bits >> 16) & 0x8000u;
@@ -103,6 +107,8 @@ inline void load_float16_row(const uint16_t* source, float* out, int64_t n) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
     _mm256_storeu_ps(out + i, _mm256_cvtph_ps(half));
   }
+#elif defined(__ARM_NEON)
+  for (; i + 4 <= n; i += 4) vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(source + i))));
 #endif
   for (; i < n; ++i) out[i] = float16_to_float(source[i]);
 }
@@ -112,6 +118,8 @@ inline void store_float16_row(const float* source, uint16_t* out, int64_t n) {
 #if defined(__F16C__)
   for (; i + 8 <= n; i += 8)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(source + i), 0));
+#elif defined(__ARM_NEON)
+  for (; i + 4 <= n; i += 4) vst1_u16(out + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(source + i))));
 #endif
   for (; i < n; ++i) out[i] = float_to_float16(source[i]);
 }

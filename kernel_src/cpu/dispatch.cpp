@@ -23,6 +23,8 @@ const Candidate* candidates(int* count) {
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   static const Candidate all[] = {{&avx512::table, has_avx512}, {&avx2::table, has_avx2}, {&portable::table, true}};
+#elif defined(__ARM_NEON)
+  static const Candidate all[] = {{&neon::table, true}};
 #else
   static const Candidate all[] = {{&portable::table, true}};
 #endif

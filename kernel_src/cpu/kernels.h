@@ -40,9 +40,15 @@ struct KernelTable {
 };
 
 // One definition in each isa_*.cpp.
+#if defined(__ARM_NEON)
+namespace neon {
+extern const KernelTable table;
+}
+#else
 namespace portable {
 extern const KernelTable table;
 }
+#endif
 #if defined(__x86_64__)
 namespace avx2 {
 extern const KernelTable table;
@@ -52,7 +58,7 @@ extern const KernelTable table;
 }
 #endif
 
-// The best table that this processor runs, or the one that FLASH_RWKV_CPU_ISA names (avx512, avx2, portable).
+// The best table that this processor runs, or the one that FLASH_RWKV_CPU_ISA names (avx512, avx2, portable, neon).
 // Throws std::runtime_error when that name is unknown or the processor lacks the instructions.
 const KernelTable& kernels();
 

@@ -19,6 +19,8 @@
 #define FLASH_RWKV_ISA avx512
 #elif defined(__AVX2__)
 #define FLASH_RWKV_ISA avx2
+#elif defined(__ARM_NEON)
+#define FLASH_RWKV_ISA neon
 #else
 #define FLASH_RWKV_ISA portable
 #endif
@@ -29,6 +31,14 @@ namespace flash_rwkv::cpu::FLASH_RWKV_ISA {
 
 template <class T>
 struct Vec;
+
+}  // namespace flash_rwkv::cpu::FLASH_RWKV_ISA
+
+#if defined(__ARM_NEON)
+#include "neon.h"
+#endif
+
+namespace flash_rwkv::cpu::FLASH_RWKV_ISA {
 
 #if defined(__AVX512F__)
 
@@ -151,7 +161,7 @@ FLASH_RWKV_INLINE Vec<double> add_if_negative(Vec<double> sign, Vec<double> a, V
 }
 FLASH_RWKV_INLINE Vec<double> set_sign(Vec<double> a) { return {_mm256_or_pd(a.x, _mm256_set1_pd(-0.0))}; }
 
-#else
+#elif !defined(__ARM_NEON)
 
 template <int kBytes>
 struct SignedOfSize;
@@ -164,7 +174,7 @@ struct SignedOfSize<8> {
   using type = int64_t;
 };
 
-// Sixteen bytes in the compiler's own vector extension: SSE2 on x86-64, NEON on aarch64.
+// Sixteen bytes in the compiler's own vector extension: SSE2 on x86-64.
 template <class T>
 struct Vec {
   static constexpr int kLanes = 16 / sizeof(T);
@@ -286,7 +296,7 @@ FLASH_RWKV_INLINE void sum_rows(const Vec<double> (&rows)[R], double* out) {
   }
 }
 
-#else
+#elif !defined(__ARM_NEON)
 
 template <class T, int R>
 FLASH_RWKV_INLINE void sum_rows(const Vec<T> (&rows)[R], T* out) {
@@ -336,7 +346,7 @@ struct Exponential {
 
 template <bool kSmall = false, class T>
 FLASH_RWKV_INLINE Exponential<T> exponential(Vec<T> x) {
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__ARM_NEON)
   if constexpr (sizeof(T) == 4) {
     const Vec<T> one = Vec<T>::fill(1.0f);
     const Vec<T> above = max(Vec<T>::fill(-110.0f), x);

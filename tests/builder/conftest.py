@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from builder.cuda_wheels import PARTS
+from builder.cuda_wheels import PARTS, RUNTIME
+from builder.lock import LOCK
+from tests.aarch64.conftest import require_tools
 from tests.builder.tiny_kernel import TinyKernel
 
 WHEELS_VERSION = "13.0.7"
@@ -56,14 +58,14 @@ def copied(kernel: TinyKernel, root: Path) -> TinyKernel:
     return TinyKernel(root)
 
 
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package index of its own: small wheels of CUDA 13.0, whose nvcc says which it is."""
-    folder = tmp_path / "index"
-    folder.mkdir()
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small wheels of CUDA 13.0, whose nvcc says which it is."""
+    folder = tmp_path_factory.mktemp("wheels")
     for part in PARTS:
         name = part.replace("-", "_")
-        program = "bin/nvcc" if part == "nvidia-cuda-nvcc" else f"include/{name}.h"
+        programs = {"nvidia-cuda-nvcc": "bin/nvcc", RUNTIME: "lib/libcudart.so.13"}
+        program = programs.get(part, f"include/{name}.h")
         info = f"{name}-{WHEELS_VERSION}.dist-info"
         files = {
             f"nvidia/cu13/{program}": "#!/bin/sh\necho 'release 13.0, V13.0.7'\n",
@@ -74,16 +76,39 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         with zipfile.ZipFile(folder / f"{name}-{WHEELS_VERSION}-py3-none-any.whl", "w") as wheel:
             for path, text in files.items():
                 wheel.writestr(path, text)
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     return folder
 
 
 @pytest.fixture
-def locked(tiny: TinyKernel, index: Path) -> TinyKernel:
-    """A repository with a lock of this machine."""
-    result = tiny.run("lock")
+def index(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package index of its own, which holds nothing but these wheels."""
+    folder = tmp_path / "index"
+    shutil.copytree(wheels, folder)
+    use_index(folder, monkeypatch)
+    return folder
+
+
+def use_index(folder: Path, environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("PIP_FIND_LINKS", str(folder))
+    environment.setenv("PIP_NO_INDEX", "1")
+    environment.setenv("PIP_CONFIG_FILE", os.devnull)
+
+
+@pytest.fixture(scope="session")
+def lock_text(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A lock of this machine and those wheels."""
+    require_tools()
+    kernel = TinyKernel.create(tmp_path_factory.mktemp("lock") / "tiny")
+    with pytest.MonkeyPatch.context() as environment:
+        use_index(wheels, environment)
+        result = kernel.run("lock")
     assert result.exit_code == 0, result.output
+    return (kernel.root / LOCK).read_text()
+
+
+@pytest.fixture
+def locked(tiny: TinyKernel, index: Path, lock_text: str) -> TinyKernel:
+    """A repository with such a lock."""
+    tiny.write(str(LOCK), lock_text)
     tiny.commit()
     return tiny

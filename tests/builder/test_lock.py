@@ -13,11 +13,11 @@ from rich.console import Console
 
 from builder import host, lock
 from builder.config import open_repository
-from builder.cuda_wheels import PARTS, Wheel, fetch_nvcc, resolve_wheels
+from builder.cuda_wheels import PARTS, RUNTIME, Wheel, fetch_nvcc, resolve_wheels
 from builder.errors import BuilderError
 from builder.lock import LOCK, Lock, read_lock, write_lock
 from builder.variants import Variant, known_variants
-from tests.builder.tiny_kernel import CUDA_VARIANT, PLAIN_PY, PLAIN_VARIANT, TinyKernel
+from tests.builder.tiny_kernel import AARCH64_VARIANT, CUDA_VARIANT, PLAIN_PY, PLAIN_VARIANT, TinyKernel
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,12 +33,17 @@ def edit_lock(kernel: TinyKernel, **host: str | None) -> None:
 
 def test_a_lock_names_every_tool_by_version_or_digest(locked: TinyKernel, index: Path) -> None:
     made = read_lock(open_repository(locked.root))
-    assert {"ninja", "python", "torch-headers", "torch-headers-sha256"} < made.host.keys()
-    assert any(name.startswith("g++-") for name in made.host)
-    assert any(name.startswith("binutils-") for name in made.host)
+    assert {"ninja", "python", "torch-headers", "torch-headers-sha256"} == made.host.keys()
     assert all(made.host.values())
+    assert made.compilers.keys() == {"x86_64", "aarch64"}
+    for machine, packages in made.compilers.items():
+        assert any(name.startswith("g++-") for name in packages)
+        assert f"binutils-{machine.replace('_', '-')}-linux-gnu" in packages
+        assert all(packages.values())
+    assert not made.compilers["x86_64"].keys() & made.compilers["aarch64"].keys()
     (wheels,) = made.cuda.values()
-    assert [wheel.name for wheel in wheels] == sorted(PARTS)
+    assert [wheel.name for wheel in wheels if wheel.machine is None] == sorted(PARTS)
+    assert [wheel.name for wheel in wheels if wheel.machine == "aarch64"] == [RUNTIME]
     for wheel in wheels:
         assert wheel.sha256 == hashlib.sha256((index / wheel.file).read_bytes()).hexdigest()
     first = (locked.root / LOCK).read_text()
@@ -85,6 +90,17 @@ def test_other_tools_are_refused_by_name(
     assert not (locked.root / "build").exists()
 
 
+def test_a_compiler_for_another_architecture_is_refused_where_it_is_used(locked: TinyKernel) -> None:
+    path = locked.root / LOCK
+    content = json.loads(path.read_text())
+    content["compilers"]["aarch64"]["g++-aarch64"] = "1.0"
+    path.write_text(json.dumps(content))
+    locked.build("--locked")
+    result = locked.run("build", "--locked", "--variant", AARCH64_VARIANT)
+    assert result.exit_code == 1
+    assert "g++-aarch64 is missing, locked is 1.0" in result.output
+
+
 def test_cuda_is_not_fetched_for_a_host_that_is_refused(locked: TinyKernel) -> None:
     edit_lock(locked, python="3.1.4")
     assert locked.run("build", "--locked", "--variant", CUDA_VARIANT).exit_code == 1
@@ -100,7 +116,13 @@ def test_a_release_that_is_not_locked(locked: TinyKernel) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"host": {}}', '{"host": {}, "cuda": {"13.0": [{"name": "x"}]}}']
+    "text",
+    [
+        "",
+        "[]",
+        '{"host": {}, "cuda": {}}',
+        '{"host": {}, "compilers": {}, "cuda": {"13.0": [{"name": "x"}]}}',
+    ],
 )
 def test_a_damaged_lock(locked: TinyKernel, text: str) -> None:
     (locked.root / LOCK).write_text(text)
@@ -116,11 +138,14 @@ def test_no_lock(tiny: TinyKernel) -> None:
 
 
 def test_wheels_become_one_toolkit_once(index: Path, tmp_path: Path) -> None:
-    wheels = resolve_wheels("13.0")
+    wheels = resolve_wheels("13.0", ("x86_64", "aarch64"))
     nvcc = fetch_nvcc(wheels, tmp_path / "store", Console())
     done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
     assert "V13.0.7" in done.stdout
-    assert len(list(Path(nvcc).parents[1].glob("include/*.h"))) == len(PARTS) - 1
+    toolkit = Path(nvcc).parents[1]
+    assert len(list(toolkit.glob("include/*.h"))) == len(PARTS) - 2
+    assert (toolkit / "lib/libcudart.so.13").is_file()
+    assert (toolkit / "targets/sbsa-linux/lib/libcudart.so.13").is_file()
     for wheel in index.iterdir():
         wheel.unlink()
     assert fetch_nvcc(wheels, tmp_path / "store", Console()) == nvcc, "nothing is asked for again"
@@ -163,7 +188,8 @@ def test_a_system_without_dpkg(tiny: TinyKernel, monkeypatch: pytest.MonkeyPatch
 
 def test_a_lock_is_written_as_it_is_read(tiny: TinyKernel) -> None:
     repository = open_repository(tiny.root)
-    written = Lock({"python": "3.11"}, {"13.0": (Wheel("a", "1", "a.whl", "00"),)})
+    wheels = (Wheel("a", "1", "a.whl", "00"), Wheel("a", "1", "a_arm.whl", "01", "aarch64"))
+    written = Lock({"python": "3.11"}, {"x86_64": {"g++-12": "12.2"}}, {"13.0": wheels})
     path = write_lock(repository, written)
     assert read_lock(repository) == written
     assert hashlib.sha256(path.read_bytes()).hexdigest() == written.sha256
@@ -175,5 +201,7 @@ def test_the_committed_lock_has_all_that_this_kernel_is_built_for() -> None:
     assert committed.text() == (ROOT / lock.LOCK).read_text(), "written by `python -m builder lock`"
     compiled = [variant for variant in known_variants(repository) if isinstance(variant, Variant)]
     assert committed.cuda.keys() == {v.platform.cuda for v in compiled if v.platform.cuda}
+    assert committed.compilers.keys() == {v.platform.machine for v in compiled}
     for wheels in committed.cuda.values():
-        assert sorted(wheel.name for wheel in wheels) == sorted(PARTS)
+        assert sorted(wheel.name for wheel in wheels if wheel.machine is None) == sorted(PARTS)
+        assert [wheel.name for wheel in wheels if wheel.machine == "aarch64"] == [RUNTIME]

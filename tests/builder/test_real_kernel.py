@@ -21,6 +21,7 @@ from builder.differences import compare_variants
 from builder.elf import read_shared_object
 from builder.variants import known_variants
 from tests.builder.tiny_kernel import CUDA_VARIANT, toolkit
+from tests.helpers.mirror import mirror as mirror_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,6 +52,8 @@ def test_build_toml_says_what_the_contract_says(repository: Repository) -> None:
     assert [variant.name for variant in known_variants(repository)] == [
         "torch-stable-abi211-cpu-x86_64-linux",
         "torch-stable-abi211-cu130-x86_64-linux",
+        "torch-stable-abi211-cpu-aarch64-linux",
+        "torch-stable-abi211-cu130-aarch64-linux",
         "torch-universal",
     ]
     capabilities = {c for section in repository.sections for c in section.cuda_capabilities}
@@ -130,14 +133,7 @@ def test_variant_loads(variant: Path) -> None:
 
 @pytest.fixture(scope="module")
 def mirror(repository: Repository) -> Path:
-    """The same sources in a folder of their own, which keeps its objects: build/ stays as it is."""
-    root = ROOT / ".build" / "cuda-test"
-    root.mkdir(parents=True, exist_ok=True)
-    for name in repository.inputs():
-        if not (root / name).is_symlink():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).symlink_to(ROOT / name)
-    return root
+    return mirror_of(repository, ROOT / ".build" / "cuda-test")
 
 
 @pytest.mark.timeout(1500)

@@ -73,7 +73,35 @@ def test_missing_python_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_another_machine() -> None:
-    assert "is built under Linux on riscv64" in explain(Variant(Platform("cpu", "riscv64"), "2.11"))
+    assert "compiles for: x86_64, aarch64" in explain(Variant(Platform("cpu", "riscv64"), "2.11"))
+
+
+def test_missing_cross_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    message = explain(Variant(Platform("cpu", "aarch64"), "2.11"))
+    assert "No C++ compiler for aarch64: aarch64-linux-gnu-g++ is not on PATH" in message
+    assert "apt-get install g++-aarch64-linux-gnu" in message
+
+
+def test_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain.platform, "system", lambda: "Darwin")
+    assert "is built under Linux; this is Darwin" in explain(CPU)
+
+
+def test_cuda_toolkit_without_the_runtime_of_another_architecture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = tmp_path / "cuda"
+    nvcc = script(root / "bin/nvcc", f"#$ TOP={root}\nCuda compilation tools, release 13.0, V13.0.88")
+    script(root / "lib64/libcudart.so.13", "of this machine")
+    without_cuda(monkeypatch, tmp_path)
+    monkeypatch.setattr(toolchain, "_find_gcc", lambda machine: ("g++", "g++"))
+    message = explain(Variant(Platform("cuda", "aarch64", cuda="13.0"), "2.11"))
+    assert f"{root} has no libcudart.so.13 of aarch64" in message
+    assert "build with --locked" in message
+    script(root / "targets/sbsa-linux/lib/libcudart.so.13", "of aarch64")
+    found = toolchain.find_toolchain(Variant(Platform("cuda", "aarch64", cuda="13.0"), "2.11"), str(nvcc))
+    assert found.cuda.cudart == root / "targets/sbsa-linux/lib/libcudart.so.13"
 
 
 def without_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,13 +12,15 @@ from click.testing import CliRunner, Result
 from builder.cli import main
 from builder.config import open_repository
 from builder.errors import BuilderError
-from builder.host import host_facts
+from builder.host import compiler_packages, host_facts
 from builder.lock import Lock, write_lock
 from builder.toolchain import find_toolchain
 from builder.variants import Platform, Variant
 
 CPU_VARIANT = "torch-stable-abi211-cpu-x86_64-linux"
 CUDA_VARIANT = "torch-stable-abi211-cu130-x86_64-linux"
+AARCH64_VARIANT = "torch-stable-abi211-cpu-aarch64-linux"
+CUDA_AARCH64_VARIANT = "torch-stable-abi211-cu130-aarch64-linux"
 PLAIN_VARIANT = "torch-universal"
 
 BUILD_TOML = """\
@@ -86,7 +88,9 @@ SCALE_CPP = """\
 #include "scale.h"
 namespace tiny_kernel::cpu {
 void scale(const float* x, float* y, int64_t n) {
+#if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f")) return avx512::scale(x, y, n);
+#endif
   for (int64_t i = 0; i < n; ++i) y[i] = kFactor * x[i];
 }
 }  // namespace tiny_kernel::cpu
@@ -214,8 +218,9 @@ class TinyKernel:
 
     def lock(self) -> None:
         """Lock this machine's tools, without CUDA."""
-        host = host_facts(find_toolchain(Variant(Platform("cpu", "x86_64"), "2.11")))
-        write_lock(open_repository(self.root), Lock(host, {}))
+        tools = find_toolchain(Variant(Platform("cpu", "x86_64"), "2.11"))
+        compilers = {"x86_64": compiler_packages(tools.cxx)}
+        write_lock(open_repository(self.root), Lock(host_facts(tools), compilers, {}))
 
     def run(self, *arguments: str) -> Result:
         """Run `python -m builder --root <this> …` in this process."""

@@ -271,7 +271,7 @@ def wkv7_step_(
 def cpu_isa() -> str:
     """The instruction set that the CPU kernels use in this process: ``avx512``, ``avx2`` or ``portable``.
 
-    ``torch`` where there are none and the operators are plain PyTorch.
+    ``neon`` on aarch64; ``torch`` where there are none and the operators are plain PyTorch.
     """
     return ops.cpu_isa()
 
