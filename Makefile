@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo-output
+# The documentation's tools need nothing of ours, and nothing of theirs goes into .venv.
+DOCS := .build/docs-env
 # Arguments handed on, e.g. `make demo ARGS="--seconds 20"`, `make test ARGS="-k wkv7"`.
 ARGS ?=
 # Releases of kernels that the loader is tested with, beside the one in run.txt: a folder each.
@@ -15,7 +17,7 @@ JOBS ?= auto
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv cross build demo test bench e2e-bench check format lock clean
+.PHONY: help venv cross build demo test docs bench e2e-bench check format lock clean
 .PHONY: gpu-wheels gpu-build gpu-test gpu-sanitize gpu-prepare gpu-bench gpu-e2e-bench
 
 help: ## List the targets
@@ -24,13 +26,16 @@ help: ## List the targets
 demo: $(VENV)/.run build ## Build, publish to a Hub on this machine, load, train RWKV-7 and RWKV-6 (about two minutes)
 	$(BIN)/python -m examples.demo --out $(OUT) $(ARGS)
 
-test: $(VENV)/.dev $(KERNELS) cross build ## Run the tests
+test: $(VENV)/.dev $(KERNELS) cross build docs ## Run the tests
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-bench: $(VENV)/.run build ## Time the CPU operators against a plain C++ loop; results go into the README
+docs: $(DOCS)/.installed ## Build the documentation into .build/site; links that lead nowhere are errors
+	PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+
+bench: $(VENV)/.run build ## Time the CPU operators against a plain C++ loop; results go into docs/performance.md
 	$(BIN)/python -m benchmarks.cpu $(ARGS); status=$$?; $(BIN)/python -m benchmarks.report && exit $$status
 
-e2e-bench: $(VENV)/.dev build ## Time whole models on the CPU beside others (five minutes); results go into the README
+e2e-bench: $(VENV)/.dev build ## Time whole models on the CPU beside others (five minutes); results go into docs/performance.md
 	$(BIN)/python -m benchmarks.models $(ARGS); status=$$?; $(BIN)/python -m benchmarks.report && exit $$status
 
 check: $(VENV)/.dev build ## Lint, formatting, the ABI and the layout of what was built
@@ -63,7 +68,7 @@ cross: ## Install what compiles for aarch64 and emulates it, if it is not here
 
 lock: $(VENV)/.run ## Compile requirements/*.in into pinned and hashed *.txt again
 	$(BIN)/pip install --quiet uv==0.13.9
-	cd requirements && for name in run dev; do ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	cd requirements && for name in run dev docs; do ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--override override.txt \
 		$$name.in -o $$name.txt; done
@@ -137,6 +142,11 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or later is needed; name one with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+$(DOCS)/.installed: requirements/docs.txt | $(BIN)/python
+	$(BIN)/python -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/docs.txt
+	@touch $@
 
 # Hashes are checked for all but Torch, whose builds differ from index to index.
 $(VENV)/.run: requirements/run.txt requirements/torch.txt | $(BIN)/python

@@ -46,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     for result in results:
         path = options.out / f"{result['operator']}.json"
         path.write_text(json.dumps({"machine": machine, **result}, indent=2, ensure_ascii=False) + "\n")
-    console.print(f"written to {options.out}/*.json; `python -m benchmarks.report` puts them into the README")
+    console.print(
+        f"written to {options.out}/*.json; `python -m benchmarks.report` puts them into docs/performance.md"
+    )
     return 0 if all(bar["holds"] for result in results for bar in result["bars"].values()) else 1
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.report`: puts measured results into README.md, as tables and pictures."""
+"""`python -m benchmarks.report`: puts measured results into docs/performance.md, as tables and pictures."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from benchmarks.models import report as models
 
 BEGIN = "<!-- benchmarks: written by `python -m benchmarks.report`, do not edit -->"
 END = "<!-- end of benchmarks -->"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "images" / "cpu.png"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the README's sections and their pictures, or with --check only compare the sections."""
+    """Write the page's sections and their pictures, or with --check only compare the sections."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report",
-        description="Write the results of `python -m benchmarks.cpu`, `.gpu` and `.models` into the README, "
-        "between its markers.",
+        description="Write the results of `python -m benchmarks.cpu`, `.gpu` and `.models` into "
+        "docs/performance.md, between its markers.",
     )
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit status 1 if the README is stale"
+        "--check", action="store_true", help="write nothing; exit status 1 if the page is stale"
     )
     options = parser.parse_args(arguments)
     results, of_gpus, of_models = load(RESULTS), load_gpus(RESULTS.parent), load_models(RESULTS.parent)
-    text = README.read_text()
+    text = PAGE.read_text()
     fresh = insert(text, section(results))
     fresh = insert(fresh, "\n\n".join(map(gpu.section, of_gpus)), gpu.BEGIN, gpu.END)
     fresh = insert(fresh, "\n\n".join(map(models.section, of_models)), models.BEGIN, models.END)
     if options.check:
         if fresh != text:
             print(
-                "README.md is older than benchmarks/results: run `python -m benchmarks.report`",
+                "docs/performance.md is older than benchmarks/results: run `python -m benchmarks.report`",
                 file=sys.stderr,
             )
         return int(fresh != text)
-    README.write_text(fresh)
+    PAGE.write_text(fresh)
     plot(results, PICTURE)
     pictures = [PICTURE, *(path for each in of_gpus for path in gpu.plot(each, PICTURE.parent))]
     pictures += [models.plot(each, PICTURE.parent) for each in of_models]
-    print(f"wrote {', '.join(str(path.relative_to(ROOT)) for path in (README, *pictures))}")
+    print(f"wrote {', '.join(str(path.relative_to(ROOT)) for path in (PAGE, *pictures))}")
     return 0
 
 
@@ -88,7 +88,7 @@ def load(folder: Path) -> list[dict]:
 def insert(text: str, section: str, begin: str = BEGIN, end: str = END) -> str:
     """`text` with `section` between the markers, of which there must be one each."""
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"README.md must have one line {begin!r} and one line {end!r}")
+        raise ValueError(f"docs/performance.md must have one line {begin!r} and one line {end!r}")
     before, rest = text.split(begin)
     section = f"{section}\n" if section else ""
     return f"{before}{begin}\n{section}{end}{rest.split(end)[1]}"

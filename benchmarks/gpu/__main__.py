@@ -89,7 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
         write(folder, result)
         results.append(result)
     print_results(console, results)
-    console.print(f"written to {folder}/*.json; `python -m benchmarks.report` puts them into the README")
+    console.print(
+        f"written to {folder}/*.json; `python -m benchmarks.report` puts them into docs/performance.md"
+    )
     return int(any(missed(result) for result in results))
 
 

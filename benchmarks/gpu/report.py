@@ -1,4 +1,4 @@
-"""The README's section about GPUs: tables and pictures of benchmarks/results/<gpu>/."""
+"""The section of docs/performance.md about GPUs: tables and pictures of benchmarks/results/<gpu>/."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def section(results: list[dict]) -> str:
     for result in results:
         lines += (_step_row(result["operator"], row) for row in result["steps"])
     name = slug(machine["gpu"])
-    lines += ["", f"![Forward and backward on {machine['gpu']} as bars](docs/images/gpu-{name}.png)"]
-    lines += ["", f"![Decode steps on {machine['gpu']}](docs/images/gpu-{name}-decode.png)"]
+    lines += ["", f"![Forward and backward on {machine['gpu']} as bars](images/gpu-{name}.png)"]
+    lines += ["", f"![Decode steps on {machine['gpu']}](images/gpu-{name}-decode.png)"]
     return "\n".join(lines)
 
 

@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_results(console, rows)
     if device.type == "cpu" and (disturbance := disturbed(store.load(folder)["machine"])):
         console.print(disturbance, style="yellow", highlight=False)
-    say(f"written to {folder / store.NAME}; `python -m benchmarks.report` puts it into the README")
+    say(f"written to {folder / store.NAME}; `python -m benchmarks.report` puts it into docs/performance.md")
     return int(any(missed(row) for row in rows))
 
 

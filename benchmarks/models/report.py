@@ -1,4 +1,4 @@
-"""The README's section about whole models: a table and a picture for each machine."""
+"""The section of docs/performance.md about whole models: a table and a picture for each machine."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def section(results: dict) -> str:
         for index, one in enumerate(row["contestants"]):
             label = f"{row['version']} {row['size']}" if index == 0 else ""
             lines.append(f"| {label} | {' | '.join(cells(one))} |")
-    lines += ["", f"![Tokens a second of whole models on {where}](docs/images/{picture(machine)})"]
+    lines += ["", f"![Tokens a second of whole models on {where}](images/{picture(machine)})"]
     return "\n".join(lines)
 
 

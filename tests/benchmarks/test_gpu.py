@@ -255,7 +255,7 @@ def test_section_of_a_gpu(tmp_path: Path) -> None:
     )
     pictures = gpu_report.plot(results, tmp_path / "images")
     assert [path.name for path in pictures] == ["gpu-nvidia-h200.png", "gpu-nvidia-h200-decode.png"]
-    assert all(f"docs/images/{path.name}" in section for path in pictures)
+    assert all(f"(images/{path.name})" in section for path in pictures)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     text = f"a\n{gpu_report.BEGIN}\n{gpu_report.END}\nb\n"
     assert report.insert(text, "", gpu_report.BEGIN, gpu_report.END) == text

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from examples.demo.hub import private_hub, publish
+from tests.docs.pages import blocks as blocks_of_python
+from tests.docs.pages import pages, run
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [
     path.relative_to(ROOT).as_posix()
-    for folder in (".", "docs", "docs/decisions", "builder", "loader")
+    for folder in (".", "docs", "docs/api", "docs/decisions", "builder", "loader")
     for path in sorted((ROOT / folder).glob("*.md"))
 ]
 
@@ -32,28 +34,51 @@ def commands(document: str) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-@pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The sha of build/ on a Hub that child processes talk to."""
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             patch.setenv(name, os.environ[name])  # so that the Hub's settings are undone afterwards
-        with private_hub(tmp_path) as hub:
+        with private_hub(tmp_path_factory.mktemp("hub")) as hub:
             yield publish(hub)
 
 
-def test_code_of_the_readme_runs(published: str) -> None:
-    code = "\n".join(blocks("README.md", "python")).replace("<commit sha>", published)
-    assert "get_kernel(" in code
+@pytest.mark.parametrize("page", pages())
+def test_code_of_a_page_runs(published: str, page: str) -> None:
+    """What the page shows runs on the build of this checkout, published to a Hub on this machine."""
     settings = {"PYTHONPATH": str(ROOT / "loader" / "src"), "FLASH_RWKV_LOCAL": str(ROOT / "build")}
     result = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-m", "tests.docs.pages", page, published],
+        cwd=ROOT,
         env={**os.environ, **settings},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_pages_with_code_are_found() -> None:
+    assert {"README.md", "docs/conventions.md", "docs/integration.md", "docs/porting.md"} <= set(pages())
+
+
+@pytest.mark.parametrize(
+    ("fence", "complaint"),
+    [('python title="later"', "needs a GPU"), ("python linenums", "expected"), ("py", "expected")],
+)
+def test_unknown_marks_are_refused(monkeypatch, tmp_path: Path, fence: str, complaint: str) -> None:
+    monkeypatch.setattr("tests.docs.pages.ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(f"text\n\n```{fence}\n1 + 1\n```\n")
+    with pytest.raises(ValueError, match=rf"page\.md:3: .*{complaint}"):
+        blocks_of_python("page.md")
+
+
+def test_a_mark_excuses_nothing_else(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tests.docs.pages.ROOT", tmp_path)
+    (tmp_path / "page.md").write_text('```python title="needs fla"\nimport flaa\n```\n')
+    with pytest.raises(ModuleNotFoundError, match="flaa"):
+        run("page.md", "0" * 40)
 
 
 def test_code_of_the_card_names_a_kernel_that_loads(published: str) -> None:
