@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # which depends on what else the machine does.
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
+# For a night: `ARGS="tests/ops/test_properties.py --hypothesis-profile=thorough"`, other examples each time.
+settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=5000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

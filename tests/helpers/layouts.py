@@ -43,3 +43,32 @@ def inside_guards(x: Tensor) -> Tensor:
 
 
 LAYOUTS = (contiguous, transposed, channels_outermost, strided, chunk_of_a_projection, inside_guards)
+
+
+# Tensors of which many elements are one number in memory. They change the numbers, unlike layouts.
+
+
+def as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def one_sequence_for_all(x: Tensor) -> Tensor:
+    return x[:1].expand(x.shape)
+
+
+def one_token_for_all(x: Tensor) -> Tensor:
+    return x[:, :1].expand(x.shape)
+
+
+def one_head_for_all(x: Tensor) -> Tensor:
+    """Of RWKV-4, one channel."""
+    return x[:, :, :1].expand(x.shape)
+
+
+SHARINGS = (as_it_is, one_sequence_for_all, one_token_for_all, one_head_for_all)
+
+
+def sliding_window(x: Tensor) -> Tensor:
+    """Each token begins one element behind the last, as in a view by `unfold`."""
+    row = x[0].contiguous()
+    return row.as_strided(x.shape, (0, 1, *row.stride()[1:]))

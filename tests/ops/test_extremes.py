@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.helpers.extremes import EXTREME_W, in_range
 from tests.helpers.measure import assert_accurate, exact_and_plain, is_plain, run
-from tests.helpers.operators import HEAD_OPERATORS, OPERATORS, make_inputs, options, recurrent
+from tests.helpers.operators import DECAYS, HEAD_OPERATORS, OPERATORS, make_inputs, options, recurrent
 
 DTYPES = [
     torch.float32,
@@ -15,21 +16,10 @@ DTYPES = [
     pytest.param(torch.float64, marks=pytest.mark.cpu_only),
 ]
 
-# w from a decay so strong that the state is gone after one token to one so weak that float32 calls it 1.
-EXTREME_W = {
-    "log": (-1e30, -1000, -104, -88, -50, -10, -1, -0.1, -1e-2, -1e-4, -1e-8, -1e-30, 0.0),
-    "exp": (-1e30, -100, -30, -10, -5, -1, 0, 1, 2, 4.6, 5, 30, 100, 1e30),
-    "sigmoid": (-1e30, -100, -30, -10, -1, 0, 1, 10, 30, 100, 1e30),
-}
-
-
-def in_range(values, dtype: torch.dtype) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64).clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
-
 
 @pytest.mark.kernels_ci
 @pytest.mark.parametrize("operator", HEAD_OPERATORS, ids=str)
-@pytest.mark.parametrize("decay", EXTREME_W)
+@pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [64, 24])
 def test_all_extreme_decays_in_one_tensor(kernel, device, operator, decay, dtype, size) -> None:

@@ -7,11 +7,30 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.layouts import LAYOUTS
+from tests.helpers.extremes import EXTREME_W, in_range
+from tests.helpers.layouts import LAYOUTS, SHARINGS, sliding_window
 from tests.helpers.measure import exact_and_plain, output_gradients, violations
-from tests.helpers.operators import HEAD_OPERATORS, OPERATORS, call, make_inputs, options, recurrent, step
+from tests.helpers.operators import (
+    HEAD_OPERATORS,
+    OPERATORS,
+    call,
+    make_inputs,
+    options,
+    recurrent,
+    step,
+    token_inputs,
+)
 
-EXAMPLES = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+def examples(share: float) -> settings:
+    """A part of what the profile says: one is a reference in float64, token by token, with gradients."""
+    return settings(
+        max_examples=round(share * settings().max_examples),
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+
+
+EXAMPLES, FEW_EXAMPLES = examples(0.4), examples(0.12)
 
 
 def dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
@@ -26,10 +45,11 @@ def draw_inputs(data, operator, device, **sizes) -> tuple[dict[str, torch.Tensor
         st.sampled_from([dtype, torch.promote_types(dtype, torch.float32)]), label="wide dtype"
     )
     decay = data.draw(st.sampled_from(operator.decays), label="decay")
+    size = 8 * data.draw(st.integers(1, 12) | st.sampled_from([16, 31, 32]), label="head size / 8")
     inputs = make_inputs(
         operator,
-        heads=data.draw(st.integers(1, 9), label="heads"),
-        size=8 * data.draw(st.integers(1, 12), label="head size / 8"),
+        heads=data.draw(st.integers(1, 9 if size <= 96 else 2), label="heads"),
+        size=size,
         dtype=dtype,
         wide_dtype=wide_dtype,
         decay=decay,
@@ -42,7 +62,15 @@ def draw_inputs(data, operator, device, **sizes) -> tuple[dict[str, torch.Tensor
     return {name: layouts[name](x) for name, x in inputs.items()}, options(operator, decay)
 
 
-def assert_right(data, kernel, operator, inputs, **keywords) -> None:
+def share_memory(data, operator, inputs) -> None:
+    """Give inputs strides of 0, or rows that overlap; RWKV-7's a and b, which belong together, the same."""
+    for names in (["a", "b"], *([name] for name in token_inputs(operator, inputs) if name not in "ab")):
+        shapes = st.sampled_from([*SHARINGS, *([sliding_window] if names[0] in "rkv" else [])])
+        sharing = data.draw(shapes, label=f"sharing of {' and '.join(names)}")
+        inputs.update({name: sharing(inputs[name]) for name in names if name in inputs})
+
+
+def assert_right(data, kernel, operator, inputs, ill_conditioned=False, **keywords) -> None:
     leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
     y, state = call(kernel, operator, leaves, **keywords, **recurrent(operator))
     gradients = [
@@ -53,7 +81,8 @@ def assert_right(data, kernel, operator, inputs, **keywords) -> None:
     results = {"y": y.detach(), "final state": state.detach()}
     results.update({f"grad {name}": leaf.grad for name, leaf in leaves.items()})
     exact, plain = exact_and_plain(kernel.reference, operator, inputs, **keywords)
-    assert not (lines := violations(operator, inputs, results, exact, plain)), "\n" + "\n".join(lines)
+    lines = violations(operator, inputs, results, exact, plain, ill_conditioned)
+    assert not lines, "\n" + "\n".join(lines)
 
 
 @EXAMPLES
@@ -78,6 +107,34 @@ def test_packed_sequences(kernel, device, operator, data) -> None:
     )
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
     assert_right(data, kernel, operator, inputs, cu_seqlens=cu_seqlens, **keywords)
+
+
+@FEW_EXAMPLES
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
+@given(data=st.data())
+def test_shared_memory(kernel, device, operator, data) -> None:
+    """One row in memory for many sequences, tokens or heads: each has a gradient of its own."""
+    batch, tokens = data.draw(st.integers(1, 3), label="batch"), data.draw(st.integers(1, 24), label="tokens")
+    inputs, keywords = draw_inputs(data, operator, device, batch=batch, tokens=tokens)
+    share_memory(data, operator, inputs)
+    assert_right(data, kernel, operator, inputs, **keywords)
+
+
+@FEW_EXAMPLES
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=str)
+@given(data=st.data())
+def test_extreme_values(kernel, device, operator, data) -> None:
+    """Decays of 0, of 1 and beside either, anywhere among the others; values that are 0, small or large."""
+    sizes = {"batch": data.draw(st.integers(1, 2), label="batch"), "tokens": 24}
+    inputs, keywords = draw_inputs(data, operator, device, **sizes)
+    w, seed = inputs["w"], data.draw(st.integers(0, 2**16), label="seed of the extremes")
+    generator = torch.Generator().manual_seed(seed)
+    values = in_range(EXTREME_W[keywords.get("decay", "wkv4")], w.dtype)
+    extremes = values[torch.randint(len(values), w.shape, generator=generator)].to(device, w.dtype)
+    share = data.draw(st.sampled_from([0.05, 0.5, 1.0]), label="share of extremes")
+    inputs["w"] = torch.where((torch.rand(w.shape, generator=generator) < share).to(device), extremes, w)
+    inputs["v"] = inputs["v"] * data.draw(st.sampled_from([0.0, 2**-6, 1.0, 16.0]), label="factor of v")
+    assert_right(data, kernel, operator, inputs, ill_conditioned=True, **keywords)
 
 
 @EXAMPLES
