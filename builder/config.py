@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import tomllib
 from kernels._rust import Build, KernelName
@@ -125,12 +125,23 @@ def _section(name: str, table: dict, backend: str | None) -> Section:
     return Section(
         name=name,
         backend=backend,
-        sources=tuple(table.get("src", ())),
+        sources=tuple(_inside(name, source) for source in table.get("src", ())),
         include=tuple(table.get("include", ())),
         cxx_flags=tuple(table.get("cxx-flags", ())),
         cuda_flags=tuple(table.get("cuda-flags", ())),
         cuda_capabilities=tuple(table.get("cuda-capabilities", ())),
     )
+
+
+def _inside(section: str, source: str) -> str:
+    """A source that no commit of this repository holds could not be built again."""
+    parts = PurePosixPath(source).parts
+    if not parts or ".." in parts or source.startswith("/") or "\0" in source:
+        raise BuilderError(
+            f"build.toml: [{section}] src must name files inside the repository, got {source!r}. "
+            "Give its path from the folder of build.toml."
+        )
+    return source
 
 
 def _stable_abi(value: str | dict | None, backends: tuple[str, ...], path: Path) -> dict[str, str]:

@@ -71,15 +71,15 @@ def _read_claim(published: Path) -> Claim:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         provenance = content["provenance"]
-        source, archs = provenance["kernel"], content["backend"].get("archs", ())
-        commit = source["commit"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        source, backend = provenance["kernel"], content["backend"]
+        commit, archs = str(source["commit"]), tuple(map(str, backend.get("archs", ())))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BuilderError(f"{path} names no commit to build again ({error!r}).") from error
-    if source.get("dirty") or not COMMIT.fullmatch(str(commit)):
+    if source.get("dirty") or not COMMIT.fullmatch(commit):
         raise BuilderError(
             f"{path}: it was built from sources that no commit holds, so nobody can build it again."
         )
-    return Claim(commit, tuple(archs), "toolchain-lock" in provenance)
+    return Claim(commit, archs, "toolchain-lock" in provenance)
 
 
 def _download(where: str, folder: Path) -> Path:
