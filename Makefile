@@ -17,7 +17,7 @@ JOBS ?= auto
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv cross build demo test docs bench e2e-bench check format lock clean
+.PHONY: help venv cross build demo test docs fuzz soak bench e2e-bench check format lock clean
 .PHONY: gpu-wheels gpu-build gpu-test gpu-sanitize gpu-prepare gpu-bench gpu-e2e-bench
 
 help: ## List the targets
@@ -31,6 +31,12 @@ test: $(VENV)/.dev $(KERNELS) cross build docs ## Run the tests
 
 docs: $(DOCS)/.installed ## Build the documentation into .build/site; links that lead nowhere are errors
 	PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+
+fuzz: $(VENV)/.dev build ## Feed mutated files to the readers of locks, metadata and build.toml; ARGS="--seconds 600"
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+soak: $(VENV)/.dev build ## Call, load and drop kernels for minutes and watch the memory; ARGS="--minutes 30"
+	PYTHONPATH=loader/src $(BIN)/python -m tests.soak $(ARGS)
 
 bench: $(VENV)/.run build ## Time the CPU operators against a plain C++ loop; results go into docs/performance.md
 	$(BIN)/python -m benchmarks.cpu $(ARGS); status=$$?; $(BIN)/python -m benchmarks.report && exit $$status
