@@ -31,19 +31,20 @@ def main(arguments: list[str] | None = None) -> int:
     failed = []
     for name in track(options.target or TARGETS, "fuzzing", console=console):
         folder = options.keep / name if options.keep else Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
-        log = fuzz(name, folder, f"-max_total_time={options.seconds}", f"-seed={options.seed}")
-        console.print(f"{name}: {log.splitlines()[-1]}")
-        if found := sorted(folder.glob("failed-*")):
+        result = fuzz(name, folder, f"-max_total_time={options.seconds}", f"-seed={options.seed}")
+        console.print(f"{name}: {result.stdout.splitlines()[-1]}", markup=False)
+        if result.returncode:
             failed.append(name)
-            console.print(_traceback(log), style="red", markup=False)
-            console.print(f"python -m tests.fuzz.run {name} {folder} {found[0]}    runs it again")
+            console.print(_traceback(result.stdout), style="red", markup=False)
+        for found in sorted(folder.glob("failed-*")):
+            console.print(f"python -m tests.fuzz.run {name} {folder} {found}    runs it again")
     return int(bool(failed))
 
 
-def fuzz(name: str, folder: Path, *flags: str) -> str:
-    """Run one target with flags of libFuzzer; what that wrote."""
+def fuzz(name: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run one target with flags of libFuzzer, which ends with a status but 0 if it finds something."""
     folder.mkdir(parents=True, exist_ok=True)
-    result = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "tests.fuzz.run", name, str(folder), *flags, *LIMITS],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT / 'loader' / 'src'}:{os.environ.get('PYTHONPATH', '')}"},
@@ -52,7 +53,6 @@ def fuzz(name: str, folder: Path, *flags: str) -> str:
         encoding="utf-8",
         errors="replace",
     )
-    return result.stdout
 
 
 def _traceback(log: str) -> str:

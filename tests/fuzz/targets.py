@@ -73,6 +73,22 @@ def lock(data: bytes) -> object:
     return read
 
 
+def digests(data: bytes) -> object:
+    """The pip package reading what a commit says of itself: IntegrityError, and files below their variant."""
+    from flash_rwkv.errors import IntegrityError
+    from flash_rwkv.hub import own_digests
+
+    try:
+        read = own_digests(
+            "torch-universal", data, {"__init__.py": 1, "plain/wkv4.py": 2, "metadata.json": 3}
+        )
+    except IntegrityError:
+        return None
+    for name in read:
+        assert inside(folder(), name), f"file {name!r} leads outside"
+    return read
+
+
 def claim(data: bytes) -> object:
     """What `verify` reads in a published metadata.json: BuilderError, and nothing but a full commit."""
     from builder.errors import BuilderError
@@ -156,6 +172,7 @@ def _build_files() -> list[dict]:
 
 TARGETS = {
     "lock": Target(lock, "flash_rwkv.lockfile", _lock_files, as_json),
+    "digests": Target(digests, "flash_rwkv.hub", _metadata, as_json),
     "claim": Target(claim, "builder.verify", _metadata, as_json),
     "check": Target(check, "builder.check", _metadata, as_json),
     "build": Target(build, "builder.config", _build_files, as_toml),
