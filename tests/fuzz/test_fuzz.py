@@ -60,7 +60,7 @@ def test_seeds_are_good(name: str) -> None:
         assert target.read(target.write(seed)) is not None
 
 
-@pytest.mark.parametrize("name", ["claim", "check", "build"])
+@pytest.mark.parametrize("name", ["claim", "check", "build", "lock", "digests"])
 def test_deep_nesting_is_refused(name: str) -> None:
     """Python's JSON stops at a depth of a thousand, with an error of its own."""
     TARGETS[name].read(b"[" * 100_000)

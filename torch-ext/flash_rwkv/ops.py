@@ -116,8 +116,9 @@ def wkv6(
         Both are differentiable in every floating-point input.
 
     Raises:
-        ValueError: unknown decay or algorithm. RuntimeError: wrong shape, dtype, device or cu_seqlens.
-        Messages name the argument, what was expected and what came.
+        ValueError: unknown decay or algorithm; the message names what there is.
+        RuntimeError: wrong shape, dtype, device or cu_seqlens; the message names the argument, what was
+            expected and what came.
     """
     _tensors("wkv6", r=r, k=k, v=v, w=w, u=u)
     code = _options("wkv6", decay, algorithm)

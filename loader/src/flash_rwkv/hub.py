@@ -178,5 +178,5 @@ def _understood(what: str) -> Iterator[None]:
     """Refuse an answer that says what it must not, or nothing that makes sense."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityError(f"{what} cannot be used: {error}. Nothing was loaded") from None

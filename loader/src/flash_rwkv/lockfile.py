@@ -60,7 +60,7 @@ class Lock:
             return _parse(json.loads(path.read_text(encoding="utf-8")), str(path))
         except OSError as error:
             raise LoaderError(f"cannot read the lock file {path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise LoaderError(f"{path} is not a lock file of schema {SCHEMA}: {error}") from None
 
     def dumps(self) -> str:
