@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sigstore.verify import Verifier
 
 GITHUB = "https://token.actions.githubusercontent.com"
+_ADVICE = "Nothing was loaded: unset FLASH_RWKV_SIGNER if you trust it without"
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,6 @@ def check_signature(folder: Path, variant: str, signer: Signer) -> None:
     for name, expected in signed.items():
         if (got := file_entry(found[name])) != expected:
             raise IntegrityError(f"{found[name]} is not what was signed: {expected}; got {got}. {_ADVICE}")
-
-
-_ADVICE = "Nothing was loaded: unset FLASH_RWKV_SIGNER if you trust it without"
 
 
 def _verify(content: bytes, bundle: bytes, folder: Path, signer: Signer) -> None:
