@@ -20,6 +20,7 @@ from benchmarks.gpu.bars import bars, missed
 from benchmarks.gpu.gate import wrong
 from benchmarks.gpu.peers import compile_ahead
 from benchmarks.gpu.preparation import REHEARSAL, Preparation
+from benchmarks.gpu.report import SAME
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.shapes import QUICK_SHAPES, QUICK_STEPS, SHAPES, STEPS, Shape, StepShape
 from benchmarks.gpu.slug import slug
@@ -79,7 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     results = []
     for operator in options.only:
-        for result in measured(setting, operator, options.quick):
+        begun = left_over(folder, operator, machine) if options.resume else {"rows": [], "steps": []}
+        for result in measured(setting, operator, options.quick, begun):
             # Written after each shape: a run that is cut off leaves what it had.
             result = {"machine": machine, "operator": operator, **result}
             result["bars"] = bars(result)
@@ -95,19 +97,40 @@ def main(arguments: list[str] | None = None) -> int:
     return int(any(missed(result) for result in results))
 
 
-def measured(setting: Setting, operator: str, quick: bool) -> Iterator[dict[str, list[dict]]]:
-    """Rows of forward and backward, and rows of the decode step, after each shape that adds one."""
+def measured(
+    setting: Setting, operator: str, quick: bool, begun: dict[str, list[dict]]
+) -> Iterator[dict[str, list[dict]]]:
+    """Rows of forward and backward and of the decode step: those begun with, then with each one more."""
     shapes, steps = shapes_of(operator, quick)
-    result: dict[str, list[dict]] = {"rows": [], "steps": []}
+    yield begun
     for rows, measure, found in (
-        (result["rows"], forward_backward.measure, shapes),
-        (result["steps"], decode.measure, steps),
+        (begun["rows"], forward_backward.measure, shapes),
+        (begun["steps"], decode.measure, steps),
     ):
-        for shape in found:
+        for shape in found[len(rows) :]:
             rows.append(measure(setting, shape))
             if setting.device.type == "cuda":
                 torch.cuda.empty_cache()
-            yield result
+            yield begun
+
+
+def left_over(folder: Path, operator: str, machine: dict) -> dict[str, list[dict]]:
+    """What a run that was cut off left in the folder.
+
+    Raises:
+        SystemExit: it is of another commit, build, GPU or Torch, and times stand side by side only of one.
+    """
+    path = folder / f"{operator}.json"
+    if not path.is_file():
+        return {"rows": [], "steps": []}
+    result = json.loads(path.read_text())
+    for key in SAME:
+        if result["machine"][key] != machine[key]:
+            sys.exit(
+                f"--resume: {path} has {key} {result['machine'][key]!r}, and this run {machine[key]!r}; "
+                "run without it to measure anew"
+            )
+    return {"rows": result["rows"], "steps": result["steps"]}
 
 
 def prepare(setting: Setting, operators: list[str], quick: bool) -> None:
@@ -162,6 +185,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="only have the peers compile, all operators at once: a later run finds it on the disk; the GPU "
         "may be busy meanwhile",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the shapes that a run of the same build has timed"
     )
     parser.add_argument("--commit", metavar="SHA", help="what the tree holds, where Git cannot tell")
     parser.add_argument("--device", default="cuda", help="cpu, to try the benchmark itself out")

@@ -64,7 +64,10 @@ def section(results: list[dict]) -> str:
         lines += (_step_row(result["operator"], row) for row in result["steps"])
     name = slug(machine["gpu"])
     lines += ["", f"![Forward and backward on {machine['gpu']} as bars](images/gpu-{name}.png)"]
-    lines += ["", f"![Decode steps on {machine['gpu']}](images/gpu-{name}-decode.png)"]
+    if _steps_of_wkv7(results):
+        lines += ["", f"![Decode steps on {machine['gpu']}](images/gpu-{name}-decode.png)"]
+    else:
+        lines += ["", "wkv7's decode step was not timed with this build."]
     return "\n".join(lines)
 
 
@@ -110,15 +113,20 @@ def _step_row(operator: str, row: dict) -> str:
 
 
 def plot(results: list[dict], images: Path) -> list[Path]:
-    """Draw both pictures of one GPU; returns where they are."""
+    """Draw the pictures of one GPU for which there are results; returns where they are."""
     images.mkdir(parents=True, exist_ok=True)
     name = slug(results[0]["machine"]["gpu"])
-    paths = [images / f"gpu-{name}.png", images / f"gpu-{name}-decode.png"]
-    for path, draw in zip(paths, (_plot_forward_backward, _plot_decode), strict=True):
+    pictures = {images / f"gpu-{name}.png": _plot_forward_backward}
+    decode = images / f"gpu-{name}-decode.png"
+    if _steps_of_wkv7(results):
+        pictures[decode] = _plot_decode
+    else:
+        decode.unlink(missing_ok=True)
+    for path, draw in pictures.items():
         figure = draw(results)
         figure.savefig(path, dpi=150)
         pyplot.close(figure)
-    return paths
+    return list(pictures)
 
 
 def _groups(results: list[dict]) -> dict[str, list[tuple[str, bool, dict, dict]]]:
@@ -169,10 +177,14 @@ def _plot_forward_backward(results: list[dict]) -> pyplot.Figure:
     return figure
 
 
+def _steps_of_wkv7(results: list[dict]) -> list[dict]:
+    return [row for result in results if result["operator"] == "wkv7" for row in result["steps"]]
+
+
 def _plot_decode(results: list[dict]) -> pyplot.Figure:
     """wkv7's step over the batch, a panel a dtype of the state."""
-    rows = [row for result in results if result["operator"] == "wkv7" for row in result["steps"]]
-    dtypes = sorted({row["shape"]["state"] for row in rows}, reverse=True) or ["fp32"]
+    rows = _steps_of_wkv7(results)
+    dtypes = sorted({row["shape"]["state"] for row in rows}, reverse=True)
     figure, panels = pyplot.subplots(
         1, len(dtypes), figsize=(5.5 * len(dtypes), 3.8), sharey=True, squeeze=False, layout="constrained"
     )
@@ -191,13 +203,11 @@ def _plot_decode(results: list[dict]) -> pyplot.Figure:
             color = OURS if index == 0 else OTHERS[(index - 1) % len(OTHERS)]
             axes.plot(*zip(*points, strict=True), marker="o", color=color, label=name)
         floor = [(row["shape"]["B"], row["floor_us"]) for row in chosen]
-        if floor:
-            axes.plot(
-                *zip(*floor, strict=True), color=FLOOR, linewidth=1, linestyle=":", label="copy of the state"
-            )
+        axes.plot(
+            *zip(*floor, strict=True), color=FLOOR, linewidth=1, linestyle=":", label="copy of the state"
+        )
         axes.set(xscale="log", yscale="log", xlabel="sequences", title=f"wkv7_step_, {dtype} state")
         axes.spines[["top", "right"]].set_visible(False)
-        if chosen:
-            axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8)
     panels[0][0].set(ylabel="µs in a CUDA graph")
     return figure

@@ -225,6 +225,30 @@ def test_a_quick_run_writes_what_it_prints(
     assert "FAIL" not in printed
 
 
+def test_a_run_goes_on_where_it_was_cut_off(
+    kernel_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --resume, and only if the results are of the same build."""
+    arguments = ["--quick", "--only", "wkv6", "--device", "cpu", "--kernel", str(kernel_path)]
+    arguments += ["--out", str(tmp_path)]
+    path = tmp_path / "wkv6.json"
+    assert command.main([*arguments, "--commit", "c" * 40]) == 0
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "steps": []}))
+    capsys.readouterr()
+    assert command.main([*arguments, "--resume", "--commit", "c" * 40]) == 0
+    printed = capsys.readouterr().out
+    assert "wkv6_step_ B" in printed
+    assert "timing" not in printed
+    resumed = json.loads(path.read_text())
+    assert resumed["rows"] == whole["rows"]
+    assert [row["shape"] for row in resumed["steps"]] == [row["shape"] for row in whole["steps"]]
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match=f"has commit '{'c' * 40}', and this run '{'d' * 40}'"):
+        command.main([*arguments, "--resume", "--commit", "d" * 40])
+    assert path.read_bytes() == before
+
+
 def test_no_time_of_a_wrong_kernel(
     kernel_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,8 +289,13 @@ def test_section_of_a_gpu(tmp_path: Path) -> None:
 def test_a_gpu_without_peers_or_steps(tmp_path: Path) -> None:
     row = forward_row()
     found = result(operator="wkv6", rows=[{**row, "contestants": row["contestants"][:1]}], steps=[])
-    assert "| – | – |" in gpu_report.section([found])
-    assert gpu_report.plot([found], tmp_path)
+    section = gpu_report.section([found])
+    assert "| – | – |" in section
+    assert "wkv7's decode step was not timed with this build." in section
+    stale = tmp_path / "gpu-nvidia-h200-decode.png"
+    stale.touch()
+    assert [path.name for path in gpu_report.plot([found], tmp_path)] == ["gpu-nvidia-h200.png"]
+    assert not stale.exists()
 
 
 @pytest.mark.parametrize("tests", ["red", "not run"])
