@@ -63,14 +63,15 @@ format: $(VENV)/.dev ## Format Python and C++
 	$(BIN)/ruff format .
 	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
 
-# Debian's packages, in half a minute, for who may install them. Who may not is told, and these tests are skipped.
-CROSS := g++-aarch64-linux-gnu qemu-user-static
-cross: ## Install what compiles for aarch64 and emulates it, if it is not here
-	@if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null; then :; \
+# Debian's packages, in a minute, for who may install them. Who may not is told, and these tests are skipped.
+CROSS := g++-aarch64-linux-gnu qemu-user-static clang-19
+cross: ## Install what compiles for aarch64, emulates it, and compiles CUDA 12's host code, if it is not here
+	@if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null \
+		&& command -v clang++-19 >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "apt-get install $(CROSS)" && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -qq -y --no-install-recommends $(CROSS) >/dev/null; \
-	else echo "The tests for aarch64 are skipped; as root: apt-get install $(CROSS)" >&2; fi
+	else echo "The tests for aarch64 and CUDA 12 are skipped; as root: apt-get install $(CROSS)" >&2; fi
 
 lock: $(VENV)/.run ## Compile requirements/*.in into pinned and hashed *.txt again
 	$(BIN)/pip install --quiet uv==0.13.9

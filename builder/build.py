@@ -12,11 +12,11 @@ from rich.console import Console
 from builder.compile import compile_variant
 from builder.config import Repository
 from builder.exclusive import exclusive
-from builder.lock import Lock, locked_toolchain
+from builder.lock import Lock, locked_toolchain, unlocked_toolchain
 from builder.ninja_file import MODULE, Plan
 from builder.package import Parts, package_variant
 from builder.source_state import source_state
-from builder.toolchain import Toolchain, find_toolchain
+from builder.toolchain import Toolchain
 from builder.variants import PlainVariant, Variant
 
 
@@ -54,7 +54,10 @@ def build_variant(
     parts, commands = Parts(repository, variant, build_id, work, lock=lock.sha256 if lock else None), 0
     plan = None
     if isinstance(variant, Variant):
-        tools = locked_toolchain(repository, lock, variant, console) if lock else find_toolchain(variant)
+        if lock:
+            tools = locked_toolchain(repository, lock, variant, console)
+        else:
+            tools = unlocked_toolchain(repository, variant, console)
         plan = Plan(repository, variant, tools, build_id, work, capabilities)
     with exclusive(work.with_suffix(".lock")):
         if clean:

@@ -20,7 +20,7 @@ from builder.lock import make_lock, read_lock, write_lock
 from builder.native import resolve_native
 from builder.reproduce import print_comparison, reproduce
 from builder.source_state import tag_commit
-from builder.toolchain import find_toolchain
+from builder.toolchain import refuse_what_is_missing
 from builder.variants import PlainVariant, Variant, find_variant, known_variants
 
 # check and publish need packages that building does not, as on an offline machine: they are imported late.
@@ -73,7 +73,7 @@ def _why_not(variant: Variant | PlainVariant) -> str | None:
     if isinstance(variant, PlainVariant):
         return None
     try:
-        find_toolchain(variant)
+        refuse_what_is_missing(variant)
     except BuilderError as error:
         return str(error)
     return None

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import tomllib
 from kernels._rust import Build, KernelName
 
+from builder.capabilities import up_to
 from builder.errors import BuilderError
 from builder.machines import machine_of_flags
 
@@ -71,10 +72,10 @@ class Repository:
             if section.backend in (None, backend) and section.machine in (None, machine)
         )
 
-    def cuda_capabilities(self) -> set[str]:
-        """Every capability that a complete CUDA build is compiled for."""
+    def cuda_capabilities(self, newest: str | None) -> set[str]:
+        """What a whole CUDA build is compiled for, by a compiler that knows capabilities up to `newest`."""
         sections = (section for section in self.sections if section.backend in (None, "cuda"))
-        return {capability for section in sections for capability in section.cuda_capabilities}
+        return {capability for s in sections for capability in up_to(s.cuda_capabilities, newest)}
 
     def inputs(self) -> list[str]:
         """Top-level names whose content decides what a build contains."""

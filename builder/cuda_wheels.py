@@ -1,7 +1,7 @@
 """CUDA's compiler as wheels of a package index: which there are, and unpacked together into one toolkit.
 
 The wheels of this machine are the toolkit; of those of other architectures it takes the runtime that programs
-link with.
+link with. Before CUDA 13 there is no nvcc among them, but the same compiler as a library.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from builder.exclusive import exclusive
 from builder.machines import MACHINES
 
 PARTS = ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
+# Of nvcc these have its headers, which those of the runtime include, and no nvcc.
+LIBRARY_PARTS = tuple(
+    f"nvidia-{part}-cu12" for part in ("cuda-nvrtc", "nvfatbin", "cuda-nvcc", "cuda-runtime", "cuda-cccl")
+)
 RUNTIME = "nvidia-cuda-runtime"
 PROGRAM_FOLDERS = ("bin", "nvvm/bin")  # wheels do not say what may be run
 
@@ -48,10 +52,15 @@ def resolve_wheels(release: str, machines: tuple[str, ...] = ()) -> tuple[Wheel,
         BuilderError: the index cannot be asked, or has none.
     """
     others = [name for name in machines if not MACHINES[name].is_here]
-    wheels = list(_resolve(PARTS, release, None))
+    wheels = list(_resolve(parts_of(release), release, None))
     for name in others:
         wheels += _resolve((RUNTIME,), release, name)
     return tuple(wheels)
+
+
+def parts_of(release: str) -> tuple[str, ...]:
+    """The wheels that make up the toolkit of a release."""
+    return LIBRARY_PARTS if release.startswith("12.") else PARTS
 
 
 def _resolve(parts: tuple[str, ...], release: str, machine: str | None) -> Iterator[Wheel]:
@@ -74,8 +83,8 @@ def _platform(machine: str | None) -> list[str]:
     return ["--platform", f"manylinux2014_{machine}"] if machine else []
 
 
-def fetch_nvcc(wheels: tuple[Wheel, ...], store: Path, console: Console) -> str:
-    """nvcc of the toolkit that the wheels make up, downloaded and unpacked once.
+def fetch_toolkit(wheels: tuple[Wheel, ...], store: Path, console: Console) -> Path:
+    """The root of the toolkit that the wheels make up, downloaded and unpacked once.
 
     Raises:
         BuilderError: a wheel cannot be had, or is not the one of that digest.
@@ -86,17 +95,17 @@ def fetch_nvcc(wheels: tuple[Wheel, ...], store: Path, console: Console) -> str:
         if not toolkit.is_dir():
             stage = store / f"cuda-{digest}.part"
             shutil.rmtree(stage, ignore_errors=True)
-            with console.status(f"fetching {len(wheels)} wheels of CUDA, about 100 MB"):
+            with console.status(f"fetching {len(wheels)} wheels of CUDA, at most 110 MB"):
                 _fetch(wheels, stage)
             stage.rename(toolkit)
-    (nvcc,) = toolkit.glob("nvidia/*/bin/nvcc")
-    return str(nvcc)
+    return _root(toolkit)
 
 
 def _fetch(wheels: tuple[Wheel, ...], stage: Path) -> None:
     """Put a toolkit together, with the runtimes of other architectures under its targets/."""
     _unpack([wheel for wheel in wheels if wheel.machine is None], stage)
-    (root,) = stage.glob("nvidia/*")
+    _merge(stage / "nvidia")
+    root = _root(stage)
     for machine in {wheel.machine for wheel in wheels} - {None}:
         other = stage / machine
         _unpack([wheel for wheel in wheels if wheel.machine == machine], other)
@@ -108,6 +117,19 @@ def _fetch(wheels: tuple[Wheel, ...], stage: Path) -> None:
         for program in stage.glob(f"nvidia/*/{folder}/*"):
             if program.is_file():
                 program.chmod(0o755)
+
+
+def _root(stage: Path) -> Path:
+    (root,) = (path for path in (stage / "nvidia").iterdir() if path.is_dir())
+    return root
+
+
+def _merge(folder: Path) -> None:
+    """Make one toolkit of wheels that have a folder each."""
+    parts = [path for path in folder.iterdir() if path.is_dir()]
+    for part in parts if len(parts) > 1 else ():
+        shutil.copytree(part, folder / "cuda", dirs_exist_ok=True)
+        shutil.rmtree(part)
 
 
 def _unpack(wheels: list[Wheel], folder: Path) -> None:

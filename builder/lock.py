@@ -14,20 +14,21 @@ from pathlib import Path
 from rich.console import Console
 
 from builder.config import Repository
-from builder.cuda_wheels import Wheel, fetch_nvcc, resolve_wheels
+from builder.cuda_wheels import Wheel, fetch_toolkit, resolve_wheels
 from builder.errors import BuilderError
-from builder.host import compiler_packages, host_facts
-from builder.toolchain import Toolchain, find_toolchain
-from builder.variants import Platform, Variant, known_variants
+from builder.host import clang_packages, gcc_packages, host_facts
+from builder.toolchain import Toolchain, find_clang, find_toolchain
+from builder.variants import Variant, known_variants
 
 LOCK = Path("builder") / "toolchain.lock"
 TOOLKITS = Path(".build") / "toolchain"
+CLANG = "clang"  # among the compilers, which the others are by architecture
 
 
 @dataclass(frozen=True)
 class Lock:
     """What builds are made with: names and versions on the host, of the packages of the compiler for each
-    architecture too, and the wheels of each CUDA release.
+    architecture and of clang too, and the wheels of each CUDA release.
     """
 
     host: dict[str, str]
@@ -36,7 +37,8 @@ class Lock:
 
     def host_of(self, variant: Variant) -> dict[str, str]:
         """What of the host shows in a variant."""
-        return {**self.host, **self.compilers.get(variant.platform.machine, {})}
+        clang = self.compilers.get(CLANG, {}) if variant.platform.nvrtc else {}
+        return {**self.host, **self.compilers.get(variant.platform.machine, {}), **clang}
 
     def text(self) -> str:
         """As it is committed."""
@@ -58,12 +60,17 @@ def make_lock(repository: Repository) -> Lock:
     variants = [variant for variant in known_variants(repository) if isinstance(variant, Variant)]
     if not variants:
         raise BuilderError("build.toml describes nothing that is compiled, so there is nothing to lock.")
-    by_machine = {variant.platform.machine: _host_toolchain(variant) for variant in variants}
-    releases = sorted({v.platform.cuda for v in variants if v.platform.cuda})
+    by_machine = {variant.platform.machine: find_toolchain(variant.of_the_cpu()) for variant in variants}
+    compilers = {machine: gcc_packages(toolchain.cxx) for machine, toolchain in by_machine.items()}
+    if any(variant.platform.nvrtc for variant in variants):
+        compilers[CLANG] = clang_packages(find_clang()[0])
+    machines: dict[str, set[str]] = {}
+    for platform in (variant.platform for variant in variants if variant.platform.cuda):
+        machines.setdefault(platform.cuda, set()).add(platform.machine)
     return Lock(
         host_facts(next(iter(by_machine.values()))),
-        {machine: compiler_packages(toolchain.cxx) for machine, toolchain in by_machine.items()},
-        {release: resolve_wheels(release, tuple(by_machine)) for release in releases},
+        compilers,
+        {release: resolve_wheels(release, tuple(sorted(of))) for release, of in sorted(machines.items())},
     )
 
 
@@ -101,19 +108,30 @@ def locked_toolchain(repository: Repository, lock: Lock, variant: Variant, conso
     Raises:
         BuilderError: the host has other tools than the lock; the message names each.
     """
-    host = _host_toolchain(variant)
-    _refuse_others(lock.host_of(variant), {**host_facts(host), **compiler_packages(host.cxx)})
-    release = variant.platform.cuda
-    if release is None:
+    host = find_toolchain(variant.of_the_cpu())
+    clang = clang_packages(find_clang()[0]) if variant.platform.nvrtc else {}
+    _refuse_others(lock.host_of(variant), {**host_facts(host), **gcc_packages(host.cxx), **clang})
+    return find_toolchain(variant, _toolkit(repository, lock, variant.platform.cuda, console))
+
+
+def unlocked_toolchain(repository: Repository, variant: Variant, console: Console) -> Toolchain:
+    """The tools of this machine; of a CUDA that comes as wheels alone, those of the lock.
+
+    Raises:
+        BuilderError: one is missing.
+    """
+    if not variant.platform.nvrtc:
         return find_toolchain(variant)
+    lock = read_lock(repository)
+    return find_toolchain(variant, _toolkit(repository, lock, variant.platform.cuda, console))
+
+
+def _toolkit(repository: Repository, lock: Lock, release: str | None, console: Console) -> Path | None:
+    if release is None:
+        return None
     if release not in lock.cuda:
         raise BuilderError(f"{LOCK} has no wheels of CUDA {release}. Run `python -m builder lock`.")
-    return find_toolchain(variant, fetch_nvcc(lock.cuda[release], repository.root / TOOLKITS, console))
-
-
-def _host_toolchain(variant: Variant) -> Toolchain:
-    """What the host adds to a variant, whether or not there is a CUDA toolkit."""
-    return find_toolchain(Variant(Platform("cpu", variant.platform.machine), variant.torch))
+    return fetch_toolkit(lock.cuda[release], repository.root / TOOLKITS, console)
 
 
 def _refuse_others(locked: dict[str, str], found: dict[str, str]) -> None:

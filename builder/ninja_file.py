@@ -6,15 +6,16 @@ folder nor the order of the file system shows in the binary.
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from builder import ninja_syntax as ninja
 from builder import templates
+from builder.capabilities import in_order, parse_capability, up_to
 from builder.config import Repository, Section
 from builder.errors import BuilderError
+from builder.nvrtc import edges as nvrtc
 from builder.toolchain import Toolchain
 from builder.torch_stubs import torch_stubs
 from builder.variants import Variant
@@ -25,7 +26,6 @@ MODULE = "module.so"
 OLDEST_PYTHON = "0x03090000"
 # nvcc names the temporary file that it hands to the host compiler after its own process.
 WITHOUT_NVCCS_FILES = "--wildcard --strip-symbol='tmpxft_*'"
-CAPABILITY = re.compile(r"(\d+)\.(\d+)([af]?)(\+PTX)?")
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Plan:
 
     def archs(self) -> list[str]:
         """CUDA capabilities that the binary is compiled for, as build.toml writes them."""
-        found = {c for section in self.sections() for c in self.section_archs(section)}
-        return sorted(found, key=_capability_order)
+        return in_order({c for section in self.sections() for c in self.section_archs(section)})
 
     def sections(self) -> Iterator[Section]:
         """What of build.toml is compiled for the variant."""
@@ -51,7 +50,7 @@ class Plan:
     def section_archs(self, section: Section) -> tuple[str, ...]:
         if not any(source.endswith(".cu") for source in section.sources):
             return ()
-        archs = self.capabilities or section.cuda_capabilities
+        archs = self.capabilities or up_to(section.cuda_capabilities, self.variant.platform.newest)
         if not archs:
             raise BuilderError(
                 f"build.toml: [kernel.{section.name}] has CUDA sources but no cuda-capabilities."
@@ -83,20 +82,12 @@ def write_if_changed(path: Path, text: str) -> None:
 def gencode_flags(capabilities: tuple[str, ...]) -> list[str]:
     """nvcc's flags for capabilities such as `9.0` (machine code) and `12.0+PTX` (that, and PTX)."""
     flags = []
-    for capability in capabilities:
-        match = CAPABILITY.fullmatch(capability)
-        if match is None:
-            raise BuilderError(f"CUDA capability {capability!r} is not of the form 9.0, 9.0a or 12.0+PTX.")
-        number = "".join(match.group(1, 2, 3))
+    for capability in map(parse_capability, capabilities):
+        number = capability.number
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if match.group(4):
+        if capability.ptx:
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return flags
-
-
-def _capability_order(capability: str) -> tuple[int, int, str]:
-    match = CAPABILITY.fullmatch(capability)
-    return (int(match.group(1)), int(match.group(2)), capability) if match else (0, 0, capability)
 
 
 def _build_ninja(plan: Plan) -> str:
@@ -106,26 +97,29 @@ def _build_ninja(plan: Plan) -> str:
         "ninja_required_version = 1.10",
         f"builddir = {work}",
         "",
-        *_rule(
+        *ninja.rule(
             "cxx",
-            f"{_word(plan.toolchain.cxx)} $flags -MD -MF $out.d -c $in -o $out",
+            f"{ninja.word(plan.toolchain.cxx)} $flags -MD -MF $out.d -c $in -o $out",
             "compile $in",
             deps=True,
         ),
         # Everything but the init function becomes local before the final link. The version script alone
         # would not do: ld exports what libstdc++ defines too, and kernels would use each other's copies.
-        *_rule(
+        *ninja.rule(
             "merge",
-            f"{_word(plan.toolchain.cxx)} -r -nostdlib $in -o $out.all && "
-            f"{_word(plan.toolchain.objcopy)} --keep-global-symbol=PyInit_{plan.build_id} "
+            f"{ninja.word(plan.toolchain.cxx)} -r -nostdlib $in -o $out.all && "
+            f"{ninja.word(plan.toolchain.objcopy)} --keep-global-symbol=PyInit_{plan.build_id} "
             f"{WITHOUT_NVCCS_FILES} $out.all $out",
             "merge $out",
         ),
-        *_rule("link", f"{_word(plan.toolchain.cxx)} $flags $in $libraries -o $out", "link $out"),
+        *ninja.rule("link", f"{ninja.word(plan.toolchain.cxx)} $flags $in $libraries -o $out", "link $out"),
     ]
-    if plan.toolchain.cuda:
-        nvcc = f"{_word(plan.toolchain.cuda.nvcc)} -ccbin {_word(plan.toolchain.cxx)}"
-        lines += _rule("nvcc", f"{nvcc} $flags -MD -MF $out.d -c $in -o $out", "compile $in", deps=True)
+    cuda = plan.toolchain.cuda
+    if cuda and cuda.nvcc:
+        nvcc = f"{ninja.word(cuda.nvcc)} -ccbin {ninja.word(plan.toolchain.cxx)}"
+        lines += ninja.rule("nvcc", f"{nvcc} $flags -MD -MF $out.d -c $in -o $out", "compile $in", deps=True)
+    elif cuda:
+        lines += nvrtc.rules(cuda)
 
     objects = []
     for section in plan.sections():
@@ -135,7 +129,7 @@ def _build_ninja(plan: Plan) -> str:
             lines += _compile(plan, section, source, work, objects)
     compat = f"{work}/obj/abi_compat.o"
     flags = ["-std=c++20", "-O2", "-fPIC", "-fno-gnu-unique", "-fvisibility=hidden"]
-    lines += _build("cxx", compat, f"{work}/generated/abi_compat.cpp", flags)
+    lines += ninja.build("cxx", compat, [f"{work}/generated/abi_compat.cpp"], flags=flags)
     objects.append(compat)
     lines += _link(plan, objects, work)
     return "\n".join(lines) + "\n"
@@ -149,11 +143,27 @@ def _compile(plan: Plan, section: Section, source: str, work: str, objects: list
         raise BuilderError(f"build.toml: {source} is listed twice for the {plan.variant.backend} backend.")
     objects.append(target)
     if source.endswith(CXX_SUFFIXES):
-        return _build("cxx", target, source, _cxx_flags(plan, section, source, work))
+        return ninja.build("cxx", target, [source], flags=_cxx_flags(plan, section, source, work))
     if source.endswith(".cu"):
-        return _build("nvcc", target, source, _nvcc_flags(plan, section, source, work))
+        return _compile_cuda(plan, section, source, target, work)
     raise BuilderError(
         f"build.toml: [{section.name}] lists {source}; sources end in .cpp or .cu, headers in .h."
+    )
+
+
+def _compile_cuda(plan: Plan, section: Section, source: str, target: str, work: str) -> list[str]:
+    cuda = plan.toolchain.cuda
+    if cuda.nvcc:
+        return ninja.build("nvcc", target, [source], flags=_nvcc_flags(plan, section, source, work))
+    return nvrtc.compile_source(
+        cuda,
+        source,
+        target,
+        capabilities=plan.section_archs(section),
+        includes=[f"{work}/generated", *section.include],
+        headers=[name for each in plan.sections() for name in each.sources if name.endswith(HEADER_SUFFIXES)],
+        cuda_flags=[*_definitions(plan), *section.cuda_flags],
+        host_flags=_cxx_flags(plan, section, source, work),
     )
 
 
@@ -215,14 +225,14 @@ def _link(plan: Plan, objects: list[str], work: str) -> list[str]:
     libraries = ["-l:libstdc++.so.6", "-lm", "-l:libgcc_s.so.1", "-lc"]
     stubs = ["torch_cpu", "torch_cuda"] if plan.toolchain.cuda else ["torch_cpu"]
     merged = f"{work}/merged.o"
-    lines = _build("merge", merged, " ".join(map(_path, objects)), [], escape=False)
-    inputs = f"{_path(merged)} | {work}/generated/exports.map"
+    lines = ninja.build("merge", merged, objects)
+    needs = [f"{work}/generated/exports.map"]
     for name in stubs:
         stub = f"{work}/stub/lib{name}.so"
         flags = ["-shared", "-fPIC", "-nostdlib", f"-Wl,-soname,lib{name}.so"]
-        lines += _build("link", stub, f"{work}/generated/{name}_stub.cpp", flags)
+        lines += ninja.build("link", stub, [f"{work}/generated/{name}_stub.cpp"], flags=flags)
         libraries.append(stub)
-        inputs += f" {_path(stub)}"
+        needs.append(stub)
     if plan.toolchain.cuda:
         libraries.append(str(plan.toolchain.cuda.cudart))
     flags = [
@@ -233,37 +243,5 @@ def _link(plan: Plan, objects: list[str], work: str) -> list[str]:
         "-Wl,-z,relro,-z,now,-z,noexecstack",
         f"-Wl,--version-script={work}/generated/exports.map",
     ]
-    lines += _build("link", f"{work}/{MODULE}", inputs, flags, libraries, escape=False)
-    return [*lines, f"default {_path(f'{work}/{MODULE}')}"]
-
-
-def _rule(name: str, command: str, description: str, deps: bool = False) -> list[str]:
-    lines = [f"rule {name}", f"  command = {command}", f"  description = {description}"]
-    if deps:
-        lines += ["  depfile = $out.d", "  deps = gcc"]
-    return [*lines, ""]
-
-
-def _build(
-    rule: str,
-    target: str,
-    source: str,
-    flags: list[str],
-    libraries: list[str] | None = None,
-    escape: bool = True,
-) -> list[str]:
-    lines = [f"build {_path(target)}: {rule} {_path(source) if escape else source}"]
-    lines.append(f"  flags = {' '.join(map(_word, flags))}")
-    if libraries:
-        lines.append(f"  libraries = {' '.join(map(_word, libraries))}")
-    return [*lines, ""]
-
-
-def _path(path: str) -> str:
-    """A path in a build line of ninja."""
-    return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-
-
-def _word(word: object) -> str:
-    """A word of a shell command in a variable of ninja."""
-    return shlex.quote(str(word)).replace("$", "$$")
+    lines += ninja.build("link", f"{work}/{MODULE}", [merged], needs, flags=flags, libraries=libraries)
+    return [*lines, f"default {ninja.path(f'{work}/{MODULE}')}"]

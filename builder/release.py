@@ -16,6 +16,7 @@ from builder.errors import BuilderError
 from builder.lock import LOCK, read_lock
 from builder.package import METADATA
 from builder.source_state import changed_since, source_state
+from builder.variants import complete_archs
 
 TRIAL = "pass --trial for a trial repository"
 
@@ -60,7 +61,7 @@ def _commit(repository: Repository, folder: Path, lock: str) -> str:
             f"with `python -m builder build --locked --variant {folder.name}`, or {TRIAL}."
         )
     archs = set(metadata["backend"].get("archs", ()))
-    missing = sorted(repository.cuda_capabilities() - archs) if metadata["backend"]["type"] == "cuda" else []
+    missing = sorted(complete_archs(repository, folder.name) - archs)
     if missing:
         raise BuilderError(
             f"{folder.name} is not compiled for {', '.join(missing)}, which build.toml lists. Build it "

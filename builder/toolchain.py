@@ -15,23 +15,33 @@ from pathlib import Path
 
 from builder.errors import BuilderError
 from builder.machines import MACHINES, Machine
-from builder.variants import Variant
+from builder.variants import Platform, Variant
 
 OLDEST_GCC = 11
+OLDEST_CLANG = 17
+CLANGS = ("clang++-19", "clang++-18", "clang++-17", "clang++")
 
 
 @dataclass(frozen=True)
 class Cuda:
-    """A CUDA toolkit."""
+    """A CUDA toolkit. One without nvcc has its compiler as a library, and takes clang for hosts' code."""
 
-    nvcc: str
-    version: str  # full, e.g. "13.0.88"
+    version: str  # of the compiler in full, e.g. "13.0.88"
     root: Path
     cudart: Path
+    nvcc: str | None = None
+    clang: str | None = None
+    clang_version: str | None = None
 
     @property
     def include(self) -> Path:
         return self.root / "include"
+
+    def versions(self) -> dict[str, str]:
+        """Name and version of each compiler."""
+        if self.nvcc:
+            return {"nvcc": self.version}
+        return {"nvrtc": self.version, "clang": self.clang_version}
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,11 @@ class Toolchain:
             "ninja": self.ninja_version,
             "torch-headers": self.torch_version.partition("+")[0],  # the same in every build of it
         }
-        if self.cuda:
-            versions["nvcc"] = self.cuda.version
-        return versions
+        return versions | (self.cuda.versions() if self.cuda else {})
 
 
-def find_toolchain(variant: Variant, nvcc: str | None = None) -> Toolchain:
-    """The tools for a variant; that nvcc, or else the one of this machine.
+def find_toolchain(variant: Variant, toolkit: Path | None = None) -> Toolchain:
+    """The tools for a variant, with that toolkit of CUDA, or else the one of this machine.
 
     Raises:
         BuilderError: the first one that is missing or of a wrong version.
@@ -79,8 +87,21 @@ def find_toolchain(variant: Variant, nvcc: str | None = None) -> Toolchain:
         torch=torch,
         torch_version=torch_version,
         python_include=_find_python_headers(),
-        cuda=_find_cuda(variant.platform.cuda, nvcc, machine) if variant.platform.cuda else None,
+        cuda=_cuda_of(variant.platform, toolkit, machine),
     )
+
+
+def refuse_what_is_missing(variant: Variant) -> None:
+    """Look for the tools of this machine alone: what the lock has is not fetched.
+
+    Raises:
+        BuilderError: the first one that is missing or of a wrong version.
+    """
+    if variant.platform.nvrtc:
+        find_toolchain(variant.of_the_cpu())
+        find_clang()
+    else:
+        find_toolchain(variant)
 
 
 def _run(*command: str) -> str:
@@ -166,6 +187,39 @@ def _find_python_headers() -> Path:
             f"Python's headers are not at {path}. Install them (Debian: apt-get install python3-dev)."
         )
     return path
+
+
+def find_clang() -> tuple[str, str]:
+    """clang++, which compiles the host's part of CUDA sources, and its version.
+
+    Raises:
+        BuilderError: there is none, or it is too old.
+    """
+    path = next(filter(None, map(shutil.which, CLANGS)), None)
+    if path is None:
+        raise BuilderError(
+            "No clang++, which compiles the host's part of CUDA sources where there is no nvcc: install "
+            f"clang {OLDEST_CLANG} or newer (Debian: apt-get install clang-19)."
+        )
+    banner = _run(path, "--version").partition("\n")[0]
+    match = re.search(r"clang version (\d+)", banner)
+    if match is None or int(match.group(1)) < OLDEST_CLANG:
+        raise BuilderError(f"{path} is {banner or 'not clang'}; CUDA sources need {OLDEST_CLANG} or newer.")
+    return path, banner
+
+
+def _cuda_of(platform: Platform, toolkit: Path | None, machine: Machine) -> Cuda | None:
+    if platform.cuda is None:
+        return None
+    if not platform.nvrtc:
+        return _find_cuda(platform.cuda, str(toolkit / "bin/nvcc") if toolkit else None, machine)
+    if toolkit is None:
+        raise BuilderError(f"The compiler of CUDA {platform.cuda} comes as wheels of builder/toolchain.lock.")
+    clang, banner = find_clang()
+    (wheel,) = toolkit.parents[1].glob("nvidia_cuda_nvrtc_cu*-*.dist-info")
+    version = wheel.name.removesuffix(".dist-info").partition("-")[2]
+    cudart = toolkit / "lib" / f"libcudart.so.{platform.cuda.partition('.')[0]}"
+    return Cuda(version, toolkit, cudart, clang=clang, clang_version=banner)
 
 
 def _find_cuda(wanted: str, given: str | None, machine: Machine) -> Cuda:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from builder.config import Repository
 from builder.errors import BuilderError
@@ -10,11 +10,21 @@ from builder.errors import BuilderError
 
 @dataclass(frozen=True)
 class Platform:
-    """A backend on a machine. `cuda` is the toolkit's `major.minor`."""
+    """A backend on a machine.
+
+    Attributes:
+        backend: `cpu` or `cuda`.
+        machine: its architecture, as `platform.machine()` names it.
+        cuda: the toolkit's `major.minor`.
+        nvrtc: whether its compiler is the library, as no package index has nvcc of that release.
+        newest: the newest capability that its compiler knows; None: all that build.toml lists.
+    """
 
     backend: str
     machine: str
     cuda: str | None = None
+    nvrtc: bool = False
+    newest: str | None = None
 
     @property
     def tag(self) -> str:
@@ -25,6 +35,7 @@ class Platform:
 PLATFORMS = (
     Platform("cpu", "x86_64"),
     Platform("cuda", "x86_64", cuda="13.0"),
+    Platform("cuda", "x86_64", cuda="12.6", nvrtc=True, newest="9.0"),
     Platform("cpu", "aarch64"),
     Platform("cuda", "aarch64", cuda="13.0"),
 )
@@ -52,6 +63,10 @@ class Variant:
     def backend(self) -> str:
         """As metadata.json has it."""
         return self.platform.backend
+
+    def of_the_cpu(self) -> Variant:
+        """The one without CUDA on the same machine, which takes what the host has for both."""
+        return replace(self, platform=Platform("cpu", self.platform.machine))
 
 
 @dataclass(frozen=True)
@@ -82,3 +97,11 @@ def find_variant(repository: Repository, name: str) -> Variant | PlainVariant:
         if variant.name == name:
             return variant
     raise BuilderError(f"Unknown variant {name}. Known: {', '.join(v.name for v in known)}.")
+
+
+def complete_archs(repository: Repository, name: str) -> set[str]:
+    """The capabilities that a whole build of a variant is compiled for; none if it is of no CUDA."""
+    variant = find_variant(repository, name)
+    if variant.backend != "cuda":
+        return set()
+    return repository.cuda_capabilities(variant.platform.newest)

@@ -21,6 +21,7 @@ from builder.differences import FilePair, compare_variants
 from builder.errors import BuilderError
 from builder.package import METADATA
 from builder.rebuild import Circumstances, Recipe, clone, rebuild
+from builder.variants import complete_archs
 
 ADDRESS = re.compile(r"(https?://[^/]+)(?:/kernels)?/([\w.-]+/[\w.-]+)/tree/([\w./-]+)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -56,7 +57,7 @@ def verify(repository: Repository, published: Path, console: Console) -> list[Fi
     claim = _read_claim(published)
     place = repository.root / ".build" / "verify" / published.name
     clone(repository.root, claim.commit, place)
-    archs = () if set(claim.archs) == open_repository(place).cuda_capabilities() else claim.archs
+    archs = () if set(claim.archs) == complete_archs(open_repository(place), published.name) else claim.archs
     rebuilt = rebuild(
         Recipe(claim.commit, published.name, archs, claim.locked), Circumstances(place), console
     )

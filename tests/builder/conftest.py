@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from builder.cuda_wheels import PARTS, RUNTIME
+from builder.cuda_wheels import LIBRARY_PARTS, PARTS, RUNTIME
+from builder.errors import BuilderError
 from builder.lock import LOCK
+from builder.toolchain import find_clang
 from tests.aarch64.conftest import require_tools
 from tests.builder.tiny_kernel import TinyKernel
 
-WHEELS_VERSION = "13.0.7"
+NVCC = "#!/bin/sh\necho 'release 13.0, V13.0.7'\n"
 
 
 @pytest.fixture
@@ -35,6 +37,14 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> TinyKernel:
 def built(compiled: TinyKernel, tmp_path: Path) -> TinyKernel:
     """A copy of the built repository, with its objects, that a test may change."""
     return copied(compiled, tmp_path / "built")
+
+
+def require_clang() -> None:
+    """Skip without clang; where everything is installed for the tests, fail."""
+    try:
+        find_clang()
+    except BuilderError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
 
 
 @pytest.fixture(scope="session")
@@ -60,20 +70,21 @@ def copied(kernel: TinyKernel, root: Path) -> TinyKernel:
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small wheels of CUDA 13.0, whose nvcc says which it is."""
+    """Small wheels of CUDA 13.0, whose nvcc says which it is, and of 12.6, with a folder each."""
     folder = tmp_path_factory.mktemp("wheels")
-    for part in PARTS:
+    programs = {"nvidia-cuda-nvcc": "bin/nvcc", RUNTIME: "lib/libcudart.so.13"}
+    programs[f"{RUNTIME}-cu12"] = "lib/libcudart.so.12"
+    for part, version in [(part, "13.0.7") for part in PARTS] + [(part, "12.6.7") for part in LIBRARY_PARTS]:
         name = part.replace("-", "_")
-        programs = {"nvidia-cuda-nvcc": "bin/nvcc", RUNTIME: "lib/libcudart.so.13"}
-        program = programs.get(part, f"include/{name}.h")
-        info = f"{name}-{WHEELS_VERSION}.dist-info"
+        inside = "cu13" if part in PARTS else name.removeprefix("nvidia_").removesuffix("_cu12")
+        info = f"{name}-{version}.dist-info"
         files = {
-            f"nvidia/cu13/{program}": "#!/bin/sh\necho 'release 13.0, V13.0.7'\n",
-            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {part}\nVersion: {WHEELS_VERSION}\n",
+            f"nvidia/{inside}/{programs.get(part, f'include/{name}.h')}": NVCC,
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {part}\nVersion: {version}\n",
             f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
             f"{info}/RECORD": "",
         }
-        with zipfile.ZipFile(folder / f"{name}-{WHEELS_VERSION}-py3-none-any.whl", "w") as wheel:
+        with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
             for path, text in files.items():
                 wheel.writestr(path, text)
     return folder
@@ -98,6 +109,7 @@ def use_index(folder: Path, environment: pytest.MonkeyPatch) -> None:
 def lock_text(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A lock of this machine and those wheels."""
     require_tools()
+    require_clang()
     kernel = TinyKernel.create(tmp_path_factory.mktemp("lock") / "tiny")
     with pytest.MonkeyPatch.context() as environment:
         use_index(wheels, environment)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from builder import host, lock
 from builder.config import open_repository
-from builder.cuda_wheels import PARTS, RUNTIME, Wheel, fetch_nvcc, resolve_wheels
+from builder.cuda_wheels import LIBRARY_PARTS, PARTS, RUNTIME, Wheel, fetch_toolkit, parts_of, resolve_wheels
 from builder.errors import BuilderError
 from builder.lock import LOCK, Lock, read_lock, write_lock
 from builder.variants import Variant, known_variants
@@ -35,13 +35,15 @@ def test_a_lock_names_every_tool_by_version_or_digest(locked: TinyKernel, index:
     made = read_lock(open_repository(locked.root))
     assert {"ninja", "python", "torch-headers", "torch-headers-sha256"} == made.host.keys()
     assert all(made.host.values())
-    assert made.compilers.keys() == {"x86_64", "aarch64"}
+    assert made.compilers.keys() == {"x86_64", "aarch64", "clang"}
+    assert "clang-19" in made.compilers.pop("clang")
     for machine, packages in made.compilers.items():
         assert any(name.startswith("g++-") for name in packages)
         assert f"binutils-{machine.replace('_', '-')}-linux-gnu" in packages
         assert all(packages.values())
     assert not made.compilers["x86_64"].keys() & made.compilers["aarch64"].keys()
-    (wheels,) = made.cuda.values()
+    assert [wheel.name for wheel in made.cuda["12.6"]] == sorted(LIBRARY_PARTS)
+    wheels = made.cuda["13.0"]
     assert [wheel.name for wheel in wheels if wheel.machine is None] == sorted(PARTS)
     assert [wheel.name for wheel in wheels if wheel.machine == "aarch64"] == [RUNTIME]
     for wheel in wheels:
@@ -109,7 +111,7 @@ def test_cuda_is_not_fetched_for_a_host_that_is_refused(locked: TinyKernel) -> N
 
 def test_a_release_that_is_not_locked(locked: TinyKernel) -> None:
     path = locked.root / LOCK
-    path.write_text(path.read_text().replace('"13.0": [', '"12.6": ['))
+    path.write_text(path.read_text().replace('"13.0": [', '"13.1": ['))
     result = locked.run("build", "--locked", "--variant", CUDA_VARIANT)
     assert result.exit_code == 1
     assert "has no wheels of CUDA 13.0" in result.output
@@ -139,23 +141,28 @@ def test_no_lock(tiny: TinyKernel) -> None:
 
 def test_wheels_become_one_toolkit_once(index: Path, tmp_path: Path) -> None:
     wheels = resolve_wheels("13.0", ("x86_64", "aarch64"))
-    nvcc = fetch_nvcc(wheels, tmp_path / "store", Console())
-    done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
+    toolkit = fetch_toolkit(wheels, tmp_path / "store", Console())
+    done = subprocess.run([toolkit / "bin/nvcc", "--version"], capture_output=True, text=True, check=True)
     assert "V13.0.7" in done.stdout
-    toolkit = Path(nvcc).parents[1]
     assert len(list(toolkit.glob("include/*.h"))) == len(PARTS) - 2
     assert (toolkit / "lib/libcudart.so.13").is_file()
     assert (toolkit / "targets/sbsa-linux/lib/libcudart.so.13").is_file()
     for wheel in index.iterdir():
         wheel.unlink()
-    assert fetch_nvcc(wheels, tmp_path / "store", Console()) == nvcc, "nothing is asked for again"
+    assert fetch_toolkit(wheels, tmp_path / "store", Console()) == toolkit, "nothing is asked for again"
+
+
+def test_wheels_with_a_folder_each_become_one_toolkit(index: Path, tmp_path: Path) -> None:
+    toolkit = fetch_toolkit(resolve_wheels("12.6"), tmp_path / "store", Console())
+    assert (toolkit / "lib/libcudart.so.12").is_file()
+    assert len(list(toolkit.glob("include/*.h"))) == len(LIBRARY_PARTS) - 1
 
 
 def test_a_wheel_of_another_digest_is_refused(index: Path, tmp_path: Path) -> None:
     first, *rest = resolve_wheels("13.0")
     changed = Wheel(first.name, first.version, first.file, "0" * 64)
     with pytest.raises(BuilderError, match="pip download of CUDA's wheels failed"):
-        fetch_nvcc((changed, *rest), tmp_path / "store", Console())
+        fetch_toolkit((changed, *rest), tmp_path / "store", Console())
     assert not list((tmp_path / "store").glob("cuda-*/nvidia"))
 
 
@@ -201,7 +208,7 @@ def test_the_committed_lock_has_all_that_this_kernel_is_built_for() -> None:
     assert committed.text() == (ROOT / lock.LOCK).read_text(), "written by `python -m builder lock`"
     compiled = [variant for variant in known_variants(repository) if isinstance(variant, Variant)]
     assert committed.cuda.keys() == {v.platform.cuda for v in compiled if v.platform.cuda}
-    assert committed.compilers.keys() == {v.platform.machine for v in compiled}
-    for wheels in committed.cuda.values():
-        assert sorted(wheel.name for wheel in wheels if wheel.machine is None) == sorted(PARTS)
-        assert [wheel.name for wheel in wheels if wheel.machine == "aarch64"] == [RUNTIME]
+    assert committed.compilers.keys() == {v.platform.machine for v in compiled} | {lock.CLANG}
+    for release, wheels in committed.cuda.items():
+        assert sorted(wheel.name for wheel in wheels if wheel.machine is None) == sorted(parts_of(release))
+    assert [wheel.name for wheel in committed.cuda["13.0"] if wheel.machine == "aarch64"] == [RUNTIME]

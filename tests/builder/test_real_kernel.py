@@ -52,6 +52,7 @@ def test_build_toml_says_what_the_contract_says(repository: Repository) -> None:
     assert [variant.name for variant in known_variants(repository)] == [
         "torch-stable-abi211-cpu-x86_64-linux",
         "torch-stable-abi211-cu130-x86_64-linux",
+        "torch-stable-abi211-cu126-x86_64-linux",
         "torch-stable-abi211-cpu-aarch64-linux",
         "torch-stable-abi211-cu130-aarch64-linux",
         "torch-universal",

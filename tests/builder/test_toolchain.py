@@ -92,7 +92,7 @@ def test_cuda_toolkit_without_the_runtime_of_another_architecture(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     root = tmp_path / "cuda"
-    nvcc = script(root / "bin/nvcc", f"#$ TOP={root}\nCuda compilation tools, release 13.0, V13.0.88")
+    script(root / "bin/nvcc", f"#$ TOP={root}\nCuda compilation tools, release 13.0, V13.0.88")
     script(root / "lib64/libcudart.so.13", "of this machine")
     without_cuda(monkeypatch, tmp_path)
     monkeypatch.setattr(toolchain, "_find_gcc", lambda machine: ("g++", "g++"))
@@ -100,7 +100,7 @@ def test_cuda_toolkit_without_the_runtime_of_another_architecture(
     assert f"{root} has no libcudart.so.13 of aarch64" in message
     assert "build with --locked" in message
     script(root / "targets/sbsa-linux/lib/libcudart.so.13", "of aarch64")
-    found = toolchain.find_toolchain(Variant(Platform("cuda", "aarch64", cuda="13.0"), "2.11"), str(nvcc))
+    found = toolchain.find_toolchain(Variant(Platform("cuda", "aarch64", cuda="13.0"), "2.11"), root)
     assert found.cuda.cudart == root / "targets/sbsa-linux/lib/libcudart.so.13"
 
 

@@ -12,13 +12,14 @@ from click.testing import CliRunner, Result
 from builder.cli import main
 from builder.config import open_repository
 from builder.errors import BuilderError
-from builder.host import compiler_packages, host_facts
+from builder.host import gcc_packages, host_facts
 from builder.lock import Lock, write_lock
 from builder.toolchain import find_toolchain
 from builder.variants import Platform, Variant
 
 CPU_VARIANT = "torch-stable-abi211-cpu-x86_64-linux"
 CUDA_VARIANT = "torch-stable-abi211-cu130-x86_64-linux"
+CUDA126_VARIANT = "torch-stable-abi211-cu126-x86_64-linux"
 AARCH64_VARIANT = "torch-stable-abi211-cpu-aarch64-linux"
 CUDA_AARCH64_VARIANT = "torch-stable-abi211-cu130-aarch64-linux"
 PLAIN_VARIANT = "torch-universal"
@@ -219,7 +220,7 @@ class TinyKernel:
     def lock(self) -> None:
         """Lock this machine's tools, without CUDA."""
         tools = find_toolchain(Variant(Platform("cpu", "x86_64"), "2.11"))
-        compilers = {"x86_64": compiler_packages(tools.cxx)}
+        compilers = {"x86_64": gcc_packages(tools.cxx)}
         write_lock(open_repository(self.root), Lock(host_facts(tools), compilers, {}))
 
     def run(self, *arguments: str) -> Result:

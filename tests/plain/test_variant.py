@@ -14,7 +14,7 @@ from packaging.version import Version
 
 from builder.variants import PlainVariant
 from flash_rwkv.variants import decide, preferred
-from tests.builder.tiny_kernel import CPU_VARIANT, CUDA_VARIANT
+from tests.builder.tiny_kernel import CPU_VARIANT, CUDA126_VARIANT, CUDA_VARIANT
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEMS = {
@@ -22,7 +22,9 @@ SYSTEMS = {
     "newer cpu": (CPU(), "x86_64", "linux", "2.13", CPU_VARIANT),
     "cuda": (CUDA(Version("13.0")), "x86_64", "linux", "2.12", CUDA_VARIANT),
     "old torch": (CPU(), "x86_64", "linux", "2.6", PlainVariant.name),
-    "cuda 12": (CUDA(Version("12.8")), "x86_64", "linux", "2.11", PlainVariant.name),
+    "cuda 12": (CUDA(Version("12.6")), "x86_64", "linux", "2.11", CUDA126_VARIANT),
+    "newer cuda 12": (CUDA(Version("12.9")), "x86_64", "linux", "2.12", CUDA126_VARIANT),
+    "old cuda 12": (CUDA(Version("12.4")), "x86_64", "linux", "2.11", PlainVariant.name),
     "arm": (CPU(), "aarch64", "linux", "2.11", PlainVariant.name),
     "rocm": (ROCm(Version("7.0")), "x86_64", "linux", "2.11", PlainVariant.name),
     "xpu": (XPU(Version("2025.3")), "x86_64", "linux", "2.11", PlainVariant.name),
@@ -35,8 +37,9 @@ SYSTEMS = {
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_what_kernels_takes(system: str) -> None:
     backend, cpu, os, torch_version, expected = SYSTEMS[system]
+    names = (PlainVariant.name, CUDA126_VARIANT, CUDA_VARIANT, CPU_VARIANT)
     fitting, _ = _resolve_variant_for_system(
-        variants=[parse_variant(name) for name in (PlainVariant.name, CUDA_VARIANT, CPU_VARIANT)],
+        variants=[parse_variant(name) for name in names],
         selected_backend=backend,
         cpu=cpu,
         os=os,
