@@ -82,7 +82,8 @@ def measure(setting: Setting, size: Sizes, name: str, work: Work) -> Iterator[di
     trial = Trial(setting, size, name, work)
     try:
         trial.enter()
-        stages = [trial.prefill, trial.decode, trial.train]
+        # Most is promised of training, and what cannot be captured may leave the device unusable.
+        stages = [trial.train, trial.prefill, trial.decode]
         if setting.device.type == "cuda":
             stages.append(trial.decode_in_graphs)
         for stage in stages:

@@ -168,13 +168,13 @@ def test_a_run_that_is_cut_off_leaves_what_it_had(
     def interrupt(_: Trial) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trial, "train", interrupt)
+    monkeypatch.setattr(Trial, "decode", interrupt)
     arguments = ["--only", "rwkv7", "--sizes", "trial", "--no-peers", "--out", str(tmp_path)]
     with pytest.raises(KeyboardInterrupt):
         command.main([*arguments, "--kernel", str(kernel_path)])
     own = store.load(tmp_path)["rows"][0]["contestants"][0]
-    assert {"prefill", "decode"} <= own.keys()
-    assert "training" not in own
+    assert {"training", "prefill"} <= own.keys()
+    assert "decode" not in own
 
 
 def test_a_peer_that_is_not_ready_in_time_is_left_out(kernel: ModuleType) -> None:
