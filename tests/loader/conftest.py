@@ -15,6 +15,14 @@ from tests.loader.publishing import VARIANT, TinyKernel, publish, publish_files
 from tests.loopback_hub import LoopbackHub
 
 
+@pytest.fixture(autouse=True)
+def nothing_evil_ran() -> Iterator[None]:
+    import builtins
+
+    yield
+    assert not hasattr(builtins, "flash_rwkv_was_hacked")
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
     with LoopbackHub(tmp_path / "hub") as hub:
