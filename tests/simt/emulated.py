@@ -38,7 +38,7 @@ REPLACED = {
     "torch-ext/torch_binding_cuda.cpp",
     "torch-ext/workers.cpp",
 }
-OF_EMULATOR = ("simt.cpp", "races.cpp")
+OF_EMULATOR = ("block.cpp", "launches.cpp", "memory.cpp", "races.cpp", "threads.cpp")
 FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-fvisibility=hidden"]
 # What nvcc does by itself, for capability 9.0.
 AS_CUDA = ["-D__CUDACC__", "-D__CUDA_ARCH__=900", "-include", "cuda_runtime_api.h"]
