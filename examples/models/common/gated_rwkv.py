@@ -47,7 +47,7 @@ class GatedTimeMix(RwkvMix):
             k = k.masked_fill(absent, 0)
         operator = "wkv5" if w.dim() == 2 else "wkv6"
         y, state = recurrence(operator, r, k, v, w, self.time_faaaa, state=state, decay="exp")
-        y = self.ln_x(y.flatten(0, 1).flatten(1)).view_as(xr)
+        y = self.ln_x(y.reshape(-1, xr.shape[-1])).view_as(xr)
         return self.output(y * functional.silu(self.gate(xg))), state
 
     def initial_decay(self) -> Tensor:

@@ -14,7 +14,6 @@ import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import Tensor
 
@@ -40,11 +39,11 @@ def recurrence(name: str, *inputs: Tensor, state: Tensor | None = None, decay: s
     """Run an operator, `"wkv5"`, `"wkv6"` or `"wkv7"`, on its inputs.
 
     Returns:
-        y `[B, T, H, N]`, and the state `[B, H, N_value, N_key]` after the last token: `state` itself, updated
-        where it stands, for a single token when no gradients are wanted.
+        y, as the first input, and the state `[B, H, N_value, N_key]` after the last token: `state` itself,
+        updated where it stands, for single tokens `[B, H, N]`.
     """
     ops = operators()
-    if state is not None and inputs[0].shape[1] == 1 and not torch.is_grad_enabled():
+    if inputs[0].dim() == 3:
         return getattr(ops, f"{name}_step_")(*inputs, state, decay=decay), state
     return getattr(ops, name)(*inputs, state, decay=decay)
 

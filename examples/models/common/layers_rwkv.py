@@ -31,6 +31,7 @@ class RwkvMix(nn.Module, ABC):
     def __init__(self, config: RwkvBaseConfig, layer: int) -> None:
         super().__init__()
         self.config = config
+        self.head_size = config.head_size  # at hand: looking into a configuration is slow
         self.depth = layer / max(config.num_hidden_layers - 1, 1)
         self.height = 1 - layer / config.num_hidden_layers
 
@@ -47,20 +48,21 @@ class RwkvMix(nn.Module, ABC):
         """`[C]` from 0 in the first channel to 1 in the last, to the power."""
         return torch.linspace(0, 1, self.config.hidden_size) ** power
 
-    def rows(self, *names: str) -> Tensor:
-        """Parameters `[C]` one over the other, `[len(names), 1, 1, C]`."""
-        return torch.stack([getattr(self, name) for name in names])[:, None, None]
+    def rows(self, x: Tensor, *names: str) -> Tensor:
+        """Parameters `[C]` one over the other, to go with x `[.., C]`: `[len(names), 1, .., C]`."""
+        rows = torch.stack([getattr(self, name) for name in names])
+        return rows.view(len(names), *[1] * (x.dim() - 1), -1)
 
     def mix(self, x: Tensor, before: Tensor, *names: str) -> tuple[Tensor, ...]:
-        """x `[B, T, C]` moved towards the token before by the share in each row: a `[B, T, C]` a name.
+        """x `[.., C]` moved towards the token before by the share in each row: a `[.., C]` a name.
 
         All in one operation, since each is so short that launching it, and what backward makes of it, counts.
         """
-        return torch.addcmul(x, before - x, self.rows(*names)).unbind()
+        return torch.addcmul(x, before - x, self.rows(x, *names)).unbind()
 
     def heads(self, x: Tensor) -> Tensor:
         """`[.., C]` as `[.., H, N]`."""
-        return x.unflatten(-1, (-1, self.config.head_size))
+        return x.view(*x.shape[:-1], -1, self.head_size)
 
 
 class RwkvBlock(GradientCheckpointingLayer):

@@ -147,15 +147,23 @@ class RwkvModel(RwkvPreTrainedModel):
         if cache is None and use_cache:
             cache = self.new_cache(x.shape[0])
         padding = None if attention_mask is None else Padding.of(attention_mask[:, -x.shape[1] :])
+        # Decoding does without T: on `[B, C]` it takes a quarter fewer operations, each of which counts.
+        single = x.shape[1] == 1 and cache is not None and not torch.is_grad_enabled()
+        if single:
+            x, padding = x.squeeze(1), None if padding is None else padding.single()
 
         seen, v_first = [], None
         for block in self.blocks:
             seen.append(x)
             x, v_first = block(x, v_first, padding, past_key_values=cache)
         x = self.ln_out(x)
+        seen.append(x)
+        if single:
+            seen = [each.unsqueeze(1) for each in seen]
+        x = seen[-1]
         if cache is not None:
             cache.note_tokens(x.shape[1])
-        hidden = (*seen, x) if output_hidden_states else None
+        hidden = tuple(seen) if output_hidden_states else None
         return RwkvOutput(
             last_hidden_state=x, past_key_values=cache if use_cache else None, hidden_states=hidden
         )

@@ -14,7 +14,7 @@ class Padding:
     """Where the tokens are and where only padding.
 
     Attributes:
-        absent: `[B, T, 1, 1]`, True at padding.
+        absent: `[B, T, 1, 1]`, True at padding; `[B, 1, 1]` of a single token.
         newest: `[B, T + 1]`, how many positions after the cached token the newest real token is, before each
             position and after the last.
     """
@@ -30,12 +30,19 @@ class Padding:
         newest = torch.where(mask, positions, 0).cummax(1).values
         return cls(~mask[..., None, None], functional.pad(newest, (1, 0)))
 
+    def single(self) -> Padding:
+        """The same of the first token, to go with `[B, C]`."""
+        return Padding(self.absent[:, 0], self.newest)
+
 
 def shift(x: Tensor, last: Tensor | None, padding: Padding | None) -> tuple[Tensor, Tensor]:
     """The token before each of x `[B, T, C]`, and the last one `[B, C]`.
 
-    `last` `[B, C]` is the token before x, None for zeros.
+    `last` `[B, C]` is the token before x, None for zeros; x may be a single token `[B, C]`, if there is one.
     """
+    if x.dim() == 2:
+        last = last.to(x.dtype)
+        return last, x if padding is None else torch.where(padding.absent[..., 0], last, x)
     first = x.new_zeros(x.shape[0], 1, x.shape[2]) if last is None else last[:, None].to(x.dtype)
     tokens = torch.cat([first, x], 1)
     if padding is not None:

@@ -78,12 +78,12 @@ def _outer(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _step(operator: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
-    """The operator as a step: `state`, the last positional argument, is updated in place; returns y."""
+    """The operator as a step, on `[B, H, N]`: `state`, the last argument, is updated in place; returns y."""
 
     def step_(*arguments: Tensor, decay: str) -> Tensor:
-        y, final = operator(*arguments, decay=decay)
+        y, final = operator(*(each[:, None] if each.dim() == 3 else each for each in arguments), decay=decay)
         arguments[-1].copy_(final)
-        return y
+        return y[:, 0]
 
     return step_
 

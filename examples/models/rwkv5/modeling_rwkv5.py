@@ -30,7 +30,7 @@ class Rwkv5TimeMix(GatedTimeMix):
         state: Tensor | None,
         absent: Tensor | None,
     ) -> tuple[Tensor, None, Tensor]:
-        """Mix x `[B, T, C]` over time; returns y `[B, T, C]`, None and the state after it."""
+        """Mix x `[B, T, C]`, or a token `[B, C]`, over time; returns y like it, None and the state after."""
         # The shares are of the token itself.
         xr, xk, xv, xg = self.mix(before, x, "time_mix_r", "time_mix_k", "time_mix_v", "time_mix_g")
         y, state = self.attend(xr, xk, xv, xg, self.time_decay, state, absent)

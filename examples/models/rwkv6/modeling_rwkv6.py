@@ -34,12 +34,12 @@ class Rwkv6TimeMix(GatedTimeMix):
         state: Tensor | None,
         absent: Tensor | None,
     ) -> tuple[Tensor, None, Tensor]:
-        """Mix x `[B, T, C]` over time; returns y `[B, T, C]`, None and the state after it."""
+        """Mix x `[B, T, C]`, or a token `[B, C]`, over time; returns y like it, None and the state after."""
         difference = before - x
         inner = torch.tanh(torch.addcmul(x, difference, self.time_maa_x) @ self.time_maa_w1)
-        inner = inner.flatten(0, 1).unflatten(1, (5, -1)).transpose(0, 1)  # [5, B·T, mix_rank]
+        inner = inner.view(-1, 5, self.time_maa_w2.shape[1]).transpose(0, 1)  # [5, B·T, mix_rank]
         mixes = torch.bmm(inner, self.time_maa_w2).view(5, *x.shape)
-        mixes = mixes + self.rows(*(f"time_maa_{name}" for name in "wkvrg"))
+        mixes = mixes + self.rows(x, *(f"time_maa_{name}" for name in "wkvrg"))
         xw, xk, xv, xr, xg = torch.addcmul(x, difference, mixes).unbind()
         low_rank = torch.tanh(xw @ self.time_decay_w1) @ self.time_decay_w2
         w = self.heads(self.time_decay.float() + low_rank)  # float32

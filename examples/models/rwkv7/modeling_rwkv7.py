@@ -44,7 +44,7 @@ class Rwkv7TimeMix(RwkvMix):
         state: Tensor | None,
         absent: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mix x `[B, T, C]` over time.
+        """Mix x `[B, T, C]`, or one token `[B, C]`, over time.
 
         Args:
             before: the token before each, `[B, T, C]`.
@@ -74,8 +74,8 @@ class Rwkv7TimeMix(RwkvMix):
             k, a, b = (each.masked_fill(absent, 0) for each in (k, a, b))
         y, state = recurrence("wkv7", r, w, k, v, a, b, state=state, decay="sigmoid")
 
-        y = self.heads(self.ln_x(y.flatten(0, 1).flatten(1)).view_as(x))
-        y = torch.addcmul(y, (r * k * self.r_k).sum(-1, keepdim=True), v).flatten(2)
+        y = self.ln_x(y.reshape(-1, x.shape[-1])).view_as(r)
+        y = torch.addcmul(y, (r * k * self.r_k).sum(-1, keepdim=True), v).flatten(-2)
         return self.output(y * gate), v_first, state
 
     def initialize(self) -> None:
