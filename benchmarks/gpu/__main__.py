@@ -102,7 +102,8 @@ def measured(
 ) -> Iterator[dict[str, list[dict]]]:
     """Rows of forward and backward and of the decode step: those begun with, then with each one more."""
     shapes, steps = shapes_of(operator, quick)
-    yield begun
+    if begun["rows"]:
+        yield begun  # there may be nothing left to time
     for rows, measure, found in (
         (begun["rows"], forward_backward.measure, shapes),
         (begun["steps"], decode.measure, steps),
